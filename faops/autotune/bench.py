@@ -1,0 +1,98 @@
+"""Timing and checking the candidates of one problem on a real device."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from faops import registry
+from faops.autotune import effort
+from faops.autotune.effort import Budget
+from faops.autotune.measure import clock_for, sample, warm_up
+from faops.autotune.search import Candidate
+from faops.autotune.synthetic import converted, inputs_for
+from faops.device import DeviceProfile
+from faops.errors import TuningError
+from faops.problem import AttentionProblem
+
+WIDER = {torch.float64: torch.float64, torch.float32: torch.float64}  # any other dtype is checked in float32
+WITNESSES = {
+    "forward": "torch.blockwise_forward",
+    "backward": "torch.blockwise_backward",
+    "decode": "torch.blockwise_decode",
+}
+
+
+class DeviceBench:
+    """Runs candidates on random inputs of one problem. Raises TuningError when such inputs cannot be made."""
+
+    def __init__(self, problem: AttentionProblem, device: torch.device, profile: DeviceProfile) -> None:
+        self.problem = problem
+        self.profile = profile
+        self.clock = clock_for(device, profile)
+        try:
+            self.inputs = inputs_for(problem, device)
+        except (RuntimeError, MemoryError) as error:
+            raise TuningError(f"{problem}: inputs cannot be made: {error}") from None
+        self.warm = False
+        self.expected: list[Tensor] | None = None
+
+    def sample(self, candidate: Candidate, budget: Budget) -> Sequence[float]:
+        """Samples in seconds a call of ``kernel.launch``."""
+
+        def call() -> object:
+            return candidate.kernel.launch(self.inputs, candidate.config)
+
+        if not self.warm:
+            warm_up(call, self.clock, effort.WARMUP_SECONDS)
+            self.warm = True
+        return sample(call, self.clock, budget)
+
+    def check(self, candidate: Candidate) -> None:
+        """Compare the candidate's results with those of a trusted kernel in a wider dtype. Raises TuningError."""
+        if self.expected is None:
+            self.expected = self._trusted(candidate)
+        found = _tensors(candidate.kernel.launch(self.inputs, candidate.config))
+        if len(found) != len(self.expected):
+            raise TuningError(f"{len(found)} results where {len(self.expected)} are expected")
+        allowed = effort.TOLERANCE[self.problem.dtype]
+        for number, (result, expected) in enumerate(zip(found, self.expected)):
+            error = relative_error(result, expected)
+            if not error <= allowed:
+                raise TuningError(f"result {number} is wrong: relative error {error:.1e}, allowed is {allowed:.0e}")
+
+    def _trusted(self, candidate: Candidate) -> list[Tensor]:
+        """Results of the blockwise kernel on the same data in a wider dtype, made with bounded memory."""
+        wide = WIDER.get(self.problem.torch_dtype, torch.float32)
+        problem = dataclasses.replace(self.problem, dtype=str(wide).removeprefix("torch."))
+        witness = registry.get(WITNESSES[self.problem.op])
+        if witness is None or not witness.check(problem, self.profile):
+            raise TuningError(
+                f"{candidate.kernel.id} cannot be checked: {WITNESSES[self.problem.op]} does not run this"
+            )
+        config = witness.default_config(problem, self.profile)
+        return _tensors(witness.launch(converted(self.inputs, wide), config))
+
+
+def _tensors(results: Sequence[Tensor | None]) -> list[Tensor]:
+    return [result for result in results if result is not None]
+
+
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """Largest difference as a part of the largest expected value; inf for a wrong shape, or infinities or NaN that
+    are not expected."""
+    if result.shape != expected.shape:
+        return math.inf
+    if expected.numel() == 0:
+        return 0.0
+    wide = result.to(expected.dtype)
+    same = wide == expected  # covers equal infinities, whose difference is NaN
+    finite = torch.where(torch.isfinite(expected), expected, 0)
+    difference = torch.where(same, 0, wide - expected).abs().max().item()
+    if math.isnan(difference):
+        return math.inf
+    return difference / max(finite.abs().max().item(), torch.finfo(expected.dtype).tiny)

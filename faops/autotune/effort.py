@@ -1,0 +1,58 @@
+"""Every number that says how much effort tuning spends, in one place.
+
+A change to what a timing means (Budget and its instances, clocks, warm-up) needs a new MEASUREMENT_POLICY, which gives
+new results a cache directory of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MEASUREMENT_POLICY = 1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one timing of one config may cost. Times in seconds."""
+
+    warmup: float
+    time_cap: float  # sampling ends here even if the relative error is not reached
+    min_samples: int
+    max_samples: int = 1000
+
+
+WARMUP_SECONDS = 0.2  # once a problem: clocks, caches and lazy initialisation settle
+QUICK = Budget(warmup=0.01, time_cap=0.05, min_samples=3)  # every config
+HALVING = Budget(warmup=0.02, time_cap=0.15, min_samples=5)  # those that survive a round
+FINAL = Budget(warmup=0.02, time_cap=0.25, min_samples=5)  # one round of one finalist
+
+RELATIVE_ERROR = 0.01  # of the median: sampling may end below it
+GROUPS = 5  # the reported median is the smallest of the groups' medians: disturbances only ever add time
+MIN_GROUP = 5  # samples; fewer samples make fewer groups
+NOISY_SPREAD = 0.10  # a timing is noisy when (p80 - p20) / p50 is above this
+FEW_SAMPLES = 3  # or when there are fewer samples than this
+MIN_SAMPLE_SECONDS = 100e-6  # host clock: shorter calls are timed several at once, so that reading it costs little
+MAX_CALLS_A_SAMPLE = 256
+EVENT_BATCH = 10  # device clock: calls enqueued before waiting for the device
+L2_FLUSH_FACTOR = 2  # device clock: this many times the L2 size is overwritten before every call
+
+MAX_CONFIGS = 32  # configs timed in the quick round; of more a sample is taken
+SAMPLING_SEED = 0  # the same problem is always searched the same way
+HALVING_ETA = 3  # one in three survives a round
+FINALISTS = 4
+FINAL_ROUNDS = 3  # finalists are timed A B C, A B C, A B C
+WIN_MARGIN = 0.02  # a winner must be faster than the default by this part of the default's time
+WIN_DEVIATIONS = 2.0  # and by this many median absolute deviations
+
+# Largest error a finalist may have against the same computation in a wider dtype, relative to the largest value.
+TOLERANCE = {"float64": 1e-10, "float32": 5e-5, "float16": 1e-2, "bfloat16": 5e-2, "float8_e4m3fn": 2e-1}
+
+NEAREST_DISTANCE = 3.0  # summed |log2| of the ratios of batch, query length and key length
+
+LOCK_TIMEOUT_SECONDS = 600.0  # two processes never measure on one device at once
+LOCK_POLL_SECONDS = 0.2
+
+# Only for saying beforehand about how long tuning will take: assumed rates, in FLOP/s, where none is published.
+ASSUMED_CPU_FLOPS_A_THREAD = 20e9
+ASSUMED_DEVICE_FLOPS = 20e12
+ASSUMED_CALL_SECONDS = 50e-6

@@ -1,0 +1,44 @@
+"""The software that a timing depends on, as the name of a cache directory.
+
+A changed version is another directory, so nothing ever has to be invalidated.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import re
+
+import torch
+
+from faops.autotune.effort import MEASUREMENT_POLICY
+
+SCHEMA = 1  # of the files in the cache
+
+# Packages whose version changes compiled kernels. They are looked up, never imported.
+PACKAGES = (
+    "triton", "triton-ascend", "torch-npu", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc-cu12",
+    "nvidia-cuda-nvrtc",
+)  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """What timings depend on, name to version: cache schema, measurement policy, torch, and compilers if installed."""
+    found = {"schema": str(SCHEMA), "policy": str(MEASUREMENT_POLICY), "torch": str(torch.__version__)}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def directory_name() -> str:
+    """The environment as a directory name, such as ``schema-1_policy-1_torch-2.13.0+cpu``."""
+    return name_of(versions())
+
+
+def name_of(environment: dict[str, str]) -> str:
+    """Directory name of an environment given as name to version."""
+    return "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", f"{name}-{version}") for name, version in environment.items())

@@ -1,0 +1,147 @@
+"""PyTorch's own scaled_dot_product_attention, used exactly where its semantics are those of faops.
+
+What differs there and is therefore refused: causal is aligned top-left (equal only for M = N), there is no window,
+softcap, ALiBi, sink or varlen, dropout is not counter-based, and a bias would have to be materialised. Only the CPU
+kernel gives lse back, so it alone serves training; elsewhere SDPA serves inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from faops.backends.torch.blockwise import common_reasons
+from faops.backends.torch.threads import cpu_threads, thread_choices
+from faops.device import DeviceProfile
+from faops.inputs import AttentionInputs, BackwardInputs
+from faops.problem import AttentionProblem
+from faops.registry import Config, Decision, Kernel, decide
+
+# The CPU kernel behind SDPA, called by name because only this form returns lse (source: ATen native_functions.yaml).
+CPU_FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
+CPU_BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
+
+
+def shared_reasons(problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
+    """Why SDPA does not mean the same, or would need O(M·N) memory, in either direction."""
+    yield from common_reasons(problem, device)
+    if problem.layout != "dense":
+        yield f"SDPA has no {problem.layout} layout"
+    if problem.batch == 0 or problem.seqlen_q == 0 or problem.seqlen_k == 0:
+        yield "SDPA does not define the result for an empty input"
+    if not problem.band.full:
+        if not problem.band.causal:
+            yield "SDPA has no sliding window"
+        elif problem.seqlen_q != problem.seqlen_k:
+            yield "SDPA aligns causal top-left, which differs unless seqlen_q = seqlen_k"
+    if problem.head_dim != problem.head_dim_v:
+        yield "SDPA has no fused kernel for head_dim_v different from head_dim"
+    unsupported = {
+        "softcap": problem.softcap,
+        "ALiBi without a materialised bias": problem.alibi,
+        "additive bias without materialising it": bool(problem.bias),
+        "sinks": problem.sinks,
+        "counter-based dropout": problem.dropout,
+    }
+    yield from (f"SDPA has no {name}" for name, used in unsupported.items() if used)
+
+
+class Sdpa(Kernel):
+    """What the two SDPA kernels share: the thread count is all there is to tune."""
+
+    backend = "torch"
+    priority = 20
+
+    def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
+        return [Config(threads=threads) for threads in thread_choices(device.threads)]
+
+    def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
+        return Config(threads=0)
+
+
+class SdpaForward(Sdpa):
+    """scaled_dot_product_attention for plain and square causal attention, GQA, and boolean masks of O(N)."""
+
+    name = "sdpa_forward"
+    op = "forward"
+
+    def check(self, problem: AttentionProblem, device: DeviceProfile) -> Decision:
+        return decide(self._reasons(problem, device))
+
+    def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
+        yield from shared_reasons(problem, device)
+        if problem.mask:
+            if problem.mask.endswith("mn"):
+                yield "SDPA turns a boolean mask into a float one of the same O(M·N) size"
+            if problem.need_lse:
+                yield "SDPA reports lse 0 instead of -inf for rows that the mask leaves without a key"
+            if not problem.band.full:
+                yield "SDPA takes either a mask or causal"
+        if device.torch_type == "cpu":
+            if problem.need_lse and not hasattr(torch.ops.aten, CPU_FORWARD):
+                yield f"this torch has no aten::{CPU_FORWARD}, so lse is not available"
+            return
+        if problem.need_lse:
+            yield f"SDPA does not return lse on {device.torch_type}"
+        if problem.dtype not in ("float16", "bfloat16", "float32"):
+            yield f"SDPA has no fused kernel for {problem.dtype} on {device.torch_type}"
+        if problem.group > 1 and (device.torch_type != "cuda" or problem.dtype == "float32"):
+            yield f"SDPA expands K and V for GQA in {problem.dtype} on {device.torch_type}"
+
+    def launch(self, inputs: AttentionInputs, config: Config) -> tuple[Tensor, Tensor | None]:
+        q, k, v = inputs.q.transpose(1, 2), inputs.k.transpose(1, 2), inputs.v.transpose(1, 2)
+        group = q.shape[1] // k.shape[1]
+        causal = _is_causal(inputs)
+        with cpu_threads(config.integer("threads")):
+            if inputs.need_lse:
+                forward = getattr(torch.ops.aten, CPU_FORWARD).default
+                out, lse = forward(q, k, v, 0.0, causal, scale=inputs.scale)
+                return out.transpose(1, 2), lse.contiguous()
+            if q.shape[2] == 1 and group > 1 and inputs.mask is None:
+                # One row: the heads of a group become the rows of their kv head, which reads K and V once.
+                packed = q.unflatten(1, (k.shape[1], group)).squeeze(3)
+                out = F.scaled_dot_product_attention(packed, k, v, scale=inputs.scale)
+                return out.flatten(1, 2).unsqueeze(1), None
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=inputs.mask, is_causal=causal, scale=inputs.scale, enable_gqa=group > 1
+            )
+        return out.transpose(1, 2), None
+
+
+class SdpaBackward(Sdpa):
+    """The backward of SDPA's CPU kernel, which takes (out, lse) of any forward."""
+
+    name = "sdpa_backward"
+    op = "backward"
+
+    def check(self, problem: AttentionProblem, device: DeviceProfile) -> Decision:
+        return decide(self._reasons(problem, device))
+
+    def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
+        yield from shared_reasons(problem, device)
+        if device.torch_type != "cpu":
+            yield f"SDPA's backward on {device.torch_type} does not take the lse of another kernel"
+        elif not hasattr(torch.ops.aten, CPU_BACKWARD):
+            yield f"this torch has no aten::{CPU_BACKWARD}"
+        if problem.mask:
+            yield "SDPA's backward gives NaN where the mask leaves a row without a key"
+        if problem.lse_grad:
+            yield "SDPA has no gradient through lse"
+
+    def launch(self, inputs: BackwardInputs, config: Config) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        forward = inputs.forward
+        causal = _is_causal(forward)
+        tensors = (inputs.dout, forward.q, forward.k, forward.v, inputs.out)
+        dout, q, k, v, out = (tensor.transpose(1, 2) for tensor in tensors)
+        backward = getattr(torch.ops.aten, CPU_BACKWARD).default
+        with cpu_threads(config.integer("threads")):
+            dq, dk, dv = backward(dout, q, k, v, out, inputs.lse, 0.0, causal, scale=forward.scale)
+        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None
+
+
+def _is_causal(inputs: AttentionInputs) -> bool:
+    """Whether SDPA must be told causal: the band of an accepted problem is full or square causal."""
+    return not inputs.band.simplify(inputs.max_seqlen_q, inputs.max_seqlen_k).full

@@ -1,0 +1,85 @@
+"""Group torch: PyTorch is new enough, computes, uses the cores it may, and can compile."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sysconfig
+from pathlib import Path
+
+import torch
+
+from faops.device import detect
+from faops.doctor import probes
+from faops.doctor.check import Check, Result, fail, ok, warn
+
+GROUP = "torch"
+MINIMUM = (2, 6)
+COMPILERS = ("g++", "clang++", "c++")
+
+
+def checks() -> list[Check]:
+    return [
+        Check("torch.version", GROUP, "PyTorch is a version that faops supports", check_version),
+        Check("torch.compute", GROUP, "PyTorch multiplies matrices correctly in every dtype", check_compute),
+        Check("torch.threads", GROUP, "PyTorch uses no more threads than there are cores", check_threads),
+        Check("torch.compile", GROUP, "torch.compile finds what it needs for the CPU", check_compile),
+    ]
+
+
+def check_version() -> Result:
+    version = str(torch.__version__)
+    found = re.match(r"(\d+)\.(\d+)", version)
+    minimum = ".".join(map(str, MINIMUM))
+    if found is None or (int(found.group(1)), int(found.group(2))) < MINIMUM:
+        return fail(f"PyTorch {version} is older than {minimum}", fix=f"pip install --upgrade 'torch>={minimum}'")
+    return ok(f"PyTorch {version}")
+
+
+def check_compute() -> Result:
+    """Whole numbers small enough that every dtype holds the product exactly."""
+    left = torch.arange(12).reshape(3, 4) % 5
+    right = torch.arange(8).reshape(4, 2) % 3
+    expected = torch.tensor([[sum(int(a) * int(b) for a, b in zip(row, column)) for column in right.T] for row in left])
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        if not torch.equal((left.to(dtype) @ right.to(dtype)).to(expected.dtype), expected):
+            return fail(f"a {dtype} matrix product is wrong", fix="pip install --force-reinstall torch")
+    capability = torch.backends.cpu.get_cpu_capability()
+    return ok(f"matrix products are right in float64, float32, bfloat16 and float16 ({capability})")
+
+
+def check_threads() -> Result:
+    threads, cores = torch.get_num_threads(), detect("cpu").units
+    variable = os.environ.get("OMP_NUM_THREADS")
+    summary = f"{threads} threads on {cores} usable cores"
+    details = (f"OMP_NUM_THREADS={variable}",) if variable else ()
+    if threads > cores:
+        return warn(f"{summary}: threads will wait for each other", *details, fix=f"export OMP_NUM_THREADS={cores}")
+    return ok(summary, *details)
+
+
+def check_compile() -> Result:
+    """A C++ compiler and Python's headers; compiling something would take half a minute."""
+    use = "faops runs without it; only torch.compile on the CPU needs it"
+    named = os.environ.get("CXX")
+    candidates = (named,) if named else COMPILERS
+    compiler = next((path for name in candidates if (path := probes.program(name))), None)
+    if compiler is None:
+        wanted = f"CXX={named} is not there" if named else f"none of {', '.join(COMPILERS)} is installed"
+        return warn(f"no C++ compiler for torch.compile: {wanted}", use, fix=_install_compiler())
+    runs, said = probes.output_of([compiler, "--version"])
+    if not runs:
+        return warn(f"{compiler} does not run: {said}", use, fix=_install_compiler())
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        return warn(f"{header} is missing, which torch.compile includes", use, fix=_install_headers())
+    return ok(f"C++ compiler {said.splitlines()[0] if said else compiler}")
+
+
+def _install_compiler() -> str:
+    return "xcode-select --install" if platform.system() == "Darwin" else "sudo apt-get install g++"
+
+
+def _install_headers() -> str:
+    return "xcode-select --install" if platform.system() == "Darwin" else "sudo apt-get install python3-dev"

@@ -1,0 +1,59 @@
+"""Every error faops raises on purpose. All derive from :class:`FaopsError`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from faops.problem import AttentionProblem
+
+
+class FaopsError(Exception):
+    """Base class of all errors raised by faops."""
+
+
+class FaopsWarning(UserWarning):
+    """Base class of all warnings given by faops."""
+
+
+class ArgumentError(FaopsError, ValueError):
+    """An argument of a public call is wrong.
+
+    The message always names the argument, what it was and what it must be.
+    """
+
+    def __init__(self, argument: str, value: object, expected: str) -> None:
+        self.argument = argument
+        self.value = value
+        self.expected = expected
+        super().__init__(f"{argument}: got {value}, expected {expected}")
+
+
+class NoKernelError(FaopsError, RuntimeError):
+    """No registered kernel (or none of the forced backend) can run a problem."""
+
+    def __init__(self, problem: AttentionProblem, device: str, rejections: dict[str, tuple[str, ...]]) -> None:
+        self.problem = problem
+        self.rejections = rejections
+        lines = [f"no kernel can run {problem} on {device}"]
+        for kernel, reasons in rejections.items():
+            lines.append(f"  {kernel}: {'; '.join(reasons)}")
+        if not rejections:
+            lines.append("  no kernel is registered for it; `faops doctor` shows which backends load")
+        super().__init__("\n".join(lines))
+
+
+class SettingsError(FaopsError, ValueError):
+    """A setting (environment variable or faops.yaml) has an impossible value."""
+
+
+class CacheError(FaopsError):
+    """The tuning cache cannot be read or written as asked."""
+
+
+class PlanError(FaopsError, ValueError):
+    """A tuning plan, model name or shape description cannot be understood."""
+
+
+class TuningError(FaopsError):
+    """Tuning could not finish."""

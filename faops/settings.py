@@ -1,0 +1,123 @@
+"""Settings: argument > environment (``FAOPS_*``) > ``faops.yaml`` in the user config directory > default."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from faops.errors import SettingsError
+
+TRUE = {"1", "true", "yes", "on"}
+FALSE = {"0", "false", "no", "off", ""}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: its name in faops.yaml, its environment variable, default and meaning."""
+
+    name: str
+    variable: str
+    default: Any
+    parse: Callable[[str], Any]
+    meaning: str
+
+
+def _parse_bool(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in TRUE:
+        return True
+    if lowered in FALSE:
+        return False
+    raise ValueError("expected 0 or 1")
+
+
+SETTINGS: dict[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        Setting("backend", "FAOPS_BACKEND", "", str, "backend forced for every call without backend=; empty chooses"),
+        Setting("cache_dir", "FAOPS_CACHE_DIR", "", str, "where tuning results are kept; empty is the user cache directory"),
+        Setting("tuning", "FAOPS_TUNING", True, _parse_bool, "whether tuned winners are used at call time"),
+        Setting("check_values", "FAOPS_CHECK_VALUES", False, _parse_bool,
+                "also check the contents of device tensors (cu_seqlens, block_table), at the cost of a synchronisation"),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Value:
+    """A setting's value and where it came from: "argument", "environment", "file" or "default"."""
+
+    value: Any
+    source: str
+
+
+def config_path() -> Path:
+    """Path of faops.yaml; FAOPS_CONFIG names another file."""
+    if named := os.environ.get("FAOPS_CONFIG"):
+        return Path(named)
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("faops", appauthor=False)) / "faops.yaml"
+
+
+def cache_root() -> Path:
+    """Directory that holds everything faops keeps between runs; it may not exist yet."""
+    if named := get("cache_dir"):
+        return Path(str(named)).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("faops", appauthor=False))
+
+
+def get(name: str) -> Any:
+    """The effective value of a setting. Raises SettingsError when the environment or the file holds nonsense."""
+    return resolve(name).value
+
+
+def resolve(name: str) -> Value:
+    """The effective value of a setting together with its source."""
+    setting = SETTINGS[name]
+    raw = os.environ.get(setting.variable)
+    if raw is not None:
+        try:
+            return Value(setting.parse(raw), "environment")
+        except ValueError as error:
+            raise SettingsError(f"{setting.variable}={raw!r}: {error}") from None
+    written = _file_values().get(name)
+    if written is not None:
+        try:
+            return Value(setting.parse(str(written)), "file")
+        except ValueError as error:
+            raise SettingsError(f"{config_path()}: {name}: {written!r}: {error}") from None
+    return Value(setting.default, "default")
+
+
+_file_cache: tuple[Path, float, dict[str, Any]] | None = None
+
+
+def _file_values() -> dict[str, Any]:
+    """Contents of faops.yaml, read again when the file changes; {} where there is none."""
+    global _file_cache
+    path = config_path()
+    try:
+        modified = path.stat().st_mtime
+    except OSError:
+        return {}
+    if _file_cache and _file_cache[:2] == (path, modified):
+        return _file_cache[2]
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from None
+    if not isinstance(loaded, dict):
+        raise SettingsError(f"{path}: expected a mapping of setting names to values, got {type(loaded).__name__}")
+    unknown = sorted(set(loaded) - set(SETTINGS))
+    if unknown:
+        raise SettingsError(f"{path}: unknown setting {unknown[0]!r}, expected one of {', '.join(SETTINGS)}")
+    _file_cache = (path, modified, loaded)
+    return loaded

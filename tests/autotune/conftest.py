@@ -1,0 +1,45 @@
+"""An empty cache for each test, and registered made-up kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from faops import dispatch, registry
+from faops.autotune import cache as cache_module
+from faops.autotune.cache import TuningCache
+from faops.registry import Kernel
+
+from .support import FakeKernel
+
+
+@pytest.fixture
+def cache() -> TuningCache:
+    """An empty cache, the one that the settings name. Warnings of earlier tests count no longer."""
+    cache_module._warned.clear()
+    return TuningCache()
+
+
+@pytest.fixture
+def register() -> Iterator[Callable[[Kernel], Kernel]]:
+    """Registers kernels for one test."""
+    added: list[Kernel] = []
+
+    def add(kernel: Kernel) -> Kernel:
+        registry.register(kernel)
+        added.append(kernel)
+        return kernel
+
+    yield add
+    for kernel in added:
+        registry.unregister(kernel.id)
+    dispatch.forget()
+
+
+@pytest.fixture
+def kernel(register: Callable[[Kernel], Kernel]) -> FakeKernel:
+    """A registered fake kernel that comes before every real one."""
+    fake = FakeKernel()
+    register(fake)
+    return fake

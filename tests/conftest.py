@@ -1,0 +1,90 @@
+"""Shared by all tests: fresh but repeatable random inputs, poisoned memory, a private cache directory.
+
+Every run draws new inputs. The seed is printed at the end; set FAOPS_TEST_SEED to it to get the same inputs again. A
+test's inputs depend on that seed and on the test's own name, so one test alone repeats what it did in the whole run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from faops import dispatch, registry
+from faops.registry import Config
+
+# Set before pytest-xdist starts its workers, which inherit it.
+SEED = os.environ.setdefault("FAOPS_TEST_SEED", str(secrets.randbelow(2**31)))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also run the long sweeps (marker `full`)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    long = [item for item in items if item.get_closest_marker("full")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"random inputs: FAOPS_TEST_SEED={SEED} repeats them")
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> int:
+    """Seeds torch and random for this test; the value is at hand for what needs a seed of its own."""
+    seed = zlib.crc32(f"{SEED}:{request.node.nodeid}".encode())
+    torch.manual_seed(seed)
+    random.seed(seed)
+    return seed
+
+
+@pytest.fixture(autouse=True)
+def private_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test reads or writes the user's settings or tuning cache."""
+    for name in [name for name in os.environ if name.startswith("FAOPS_") and name != "FAOPS_TEST_SEED"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("FAOPS_CACHE_DIR", str(tmp_path / "faops-cache"))
+    monkeypatch.setenv("FAOPS_CONFIG", str(tmp_path / "no-faops.yaml"))
+    dispatch.forget()
+    yield
+    dispatch.forget()
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """New memory holds NaN (or the largest integer) instead of zeros, so that an output left unwritten shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(64).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the blockwise kernels of the torch backend cut even small problems into many tiles."""
+    tiny = {"block_q": 16, "block_k": 32, "block_h": 2}
+    kernels = [kernel for kernel in registry.kernels() if kernel.id.startswith("torch.blockwise")]
+    assert kernels
+    for kernel in kernels:
+        usual = kernel.default_config
+
+        def small(problem: object, device: object, usual=usual) -> Config:  # type: ignore[no-untyped-def]
+            config = usual(problem, device)
+            return Config({**config, **{name: size for name, size in tiny.items() if name in config}})
+
+        monkeypatch.setattr(kernel, "default_config", small)
+    dispatch.forget()

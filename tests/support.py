@@ -1,0 +1,257 @@
+"""Random attention calls of every kind, and the accuracy rule they are held to.
+
+Accuracy rule: against the float64 oracle, the largest error is at most 2 × that of PyTorch's own unfused attention in
+the same dtype (3 × for gradients), plus a few units in the last place of the largest value.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import faops
+from faops import reference
+from faops.api import _draw_rng
+
+SIZES = (1, 63, 65, 127, 129, 257)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+OUT_FACTOR, GRAD_FACTOR = 2.0, 3.0
+# Slack in units of eps × the largest value: one rounding for 16-bit results. float32 sums run in another order than
+# the unfused ones, and in float64 the oracle itself is the unfused computation, with an error of 0.
+SLACK = {torch.float16: 1.0, torch.bfloat16: 1.0, torch.float32: 8.0, torch.float64: 512.0}
+
+
+@dataclass
+class Case:
+    """One attention call: shape, features by name, and later its tensors."""
+
+    features: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.float32
+    batch: int = 2
+    seqlen_q: int = 33
+    seqlen_k: int = 65
+    heads_q: int = 4
+    heads_kv: int = 4
+    head_dim: int = 40
+    head_dim_v: int = 40
+    layout: str = "bshd"
+    varlen: bool = False
+    lse_grad: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> str:
+        return f"{self.seqlen_q}x{self.seqlen_k} h{self.heads_q}/{self.heads_kv} d{self.head_dim}/{self.head_dim_v}"
+
+    def pairs_shape(self) -> tuple[int, int, int, int]:
+        """A random broadcast pattern of (B, H, M, N)."""
+        full = (self.batch, self.heads_q, self.seqlen_q, self.seqlen_k)
+        return tuple(random.choice((1, size)) for size in full)  # type: ignore[return-value]
+
+
+def _change_shape(**changes: Any) -> Callable[[Case], Case]:
+    return lambda case: replace(case, **changes)
+
+
+def _set_options(make: Callable[[Case], dict[str, Any]]) -> Callable[[Case], Case]:
+    return lambda case: replace(case, options={**case.options, **make(case)})
+
+
+def random_mask(shape: tuple[int, ...]) -> Tensor:
+    """About 70 % visible; some rows of it see nothing."""
+    mask = torch.rand(shape) < 0.7
+    return mask & (torch.rand(*shape[:-1], 1) < 0.9)
+
+
+# Features that change the shape come first: the others look at it.
+FEATURES: dict[str, Callable[[Case], Case]] = {
+    "gqa": _change_shape(heads_q=6, heads_kv=2),
+    "mqa": _change_shape(heads_q=3, heads_kv=1),
+    "value_dim": _change_shape(head_dim_v=24),
+    "bhsd": _change_shape(layout="bhsd"),
+    "varlen": _change_shape(varlen=True, batch=4),
+    "lse_grad": _change_shape(lse_grad=True),
+    "causal": _set_options(lambda case: {"causal": True}),
+    "window": _set_options(lambda case: {"window": (random.randint(0, case.seqlen_k), random.randint(0, case.seqlen_q))}),
+    "window_left": _set_options(lambda case: {"window": (random.randint(0, case.seqlen_k), None)}),
+    "window_right": _set_options(lambda case: {"window": (-1, random.randint(0, case.seqlen_q))}),
+    "scale": _set_options(lambda case: {"scale": random.uniform(0.02, 0.5)}),
+    "softcap": _set_options(lambda case: {"softcap": random.uniform(0.5, 3.0)}),
+    "alibi": _set_options(lambda case: {"alibi_slopes": torch.rand(case.heads_q) * 0.3}),
+    "alibi_batch": _set_options(lambda case: {"alibi_slopes": torch.rand(case.batch, case.heads_q) * 0.3}),
+    "bias": _set_options(lambda case: {"bias": torch.randn(case.pairs_shape()).to(case.dtype)}),
+    "mask": _set_options(lambda case: {"mask": random_mask(case.pairs_shape())}),
+    "sinks": _set_options(lambda case: {"sinks": torch.randn(case.heads_q).to(case.dtype) + 1.0}),
+    "dropout": _set_options(lambda case: {"dropout_p": random.uniform(0.1, 0.6)}),
+    "deterministic": _set_options(lambda case: {"deterministic": True}),
+}  # fmt: skip
+
+EXCLUSIVE = (
+    {"gqa", "mqa"},
+    {"window", "window_left", "window_right"},
+    {"alibi", "alibi_batch"},
+    {"bhsd", "varlen"},
+)
+
+
+def compatible(features: tuple[str, ...]) -> bool:
+    return not any(len(group & set(features)) > 1 for group in EXCLUSIVE)
+
+
+def make_case(*features: str, **shape: Any) -> Case:
+    """A case with these features, in the order that FEATURES lists them."""
+    ordered = tuple(name for name in FEATURES if name in features)
+    assert len(ordered) == len(features)
+    case = Case(features=ordered, **shape)
+    for name in ordered:
+        case = FEATURES[name](case)
+    return case
+
+
+@dataclass
+class Inputs:
+    """The tensors of a case. ``leaves`` are those that get a gradient, in a fixed order."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    options: dict[str, Any]
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        found = {"q": self.q, "k": self.k, "v": self.v}
+        found.update({name: self.options[name] for name in ("bias", "sinks") if name in self.options})
+        return found
+
+    def fresh(self, dtype: torch.dtype | None = None) -> Inputs:
+        """The same values as new leaves, in ``dtype`` if given."""
+
+        def leaf(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(dtype or tensor.dtype).requires_grad_()
+
+        options = {name: leaf(value) if name in ("bias", "sinks") else value for name, value in self.options.items()}
+        return replace(self, q=leaf(self.q), k=leaf(self.k), v=leaf(self.v), options=options)
+
+
+def random_lengths(count: int, longest: int) -> list[int]:
+    """``count`` lengths up to ``longest``, the longest and an empty one among them."""
+    lengths = [longest, 0] + [random.randint(0, longest) for _ in range(count - 2)]
+    random.shuffle(lengths)
+    return lengths
+
+
+def cumulative(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()], dtype=torch.int32)
+
+
+def make_inputs(case: Case) -> Inputs:
+    cu_q = cu_k = None
+    if case.varlen:
+        cu_q = cumulative(random_lengths(case.batch, case.seqlen_q))
+        cu_k = cumulative(random_lengths(case.batch, case.seqlen_k))
+        rows, keys = (int(cu_q[-1]),), (int(cu_k[-1]),)
+    else:
+        rows, keys = (case.batch, case.seqlen_q), (case.batch, case.seqlen_k)
+
+    def tensor(tokens: tuple[int, ...], heads: int, dim: int) -> Tensor:
+        values = torch.randn(*tokens, heads, dim).to(case.dtype)
+        return values.transpose(1, 2).contiguous() if case.layout == "bhsd" else values
+
+    return Inputs(
+        tensor(rows, case.heads_q, case.head_dim),
+        tensor(keys, case.heads_kv, case.head_dim),
+        tensor(keys, case.heads_kv, case.head_dim_v),
+        dict(case.options),
+        cu_q,
+        cu_k,
+    ).fresh()
+
+
+def run_faops(case: Case, inputs: Inputs, backend: str | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """(out, lse) of the call through faops; ``seed`` fixes the dropout mask."""
+    options = {
+        **inputs.options,
+        "return_lse": True,
+        "backend": backend,
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    if inputs.cu_seqlens_q is not None:
+        return faops.attention_varlen(
+            inputs.q, inputs.k, inputs.v, inputs.cu_seqlens_q, inputs.cu_seqlens_k, case.seqlen_q, case.seqlen_k, **options
+        )  # fmt: skip
+    return faops.attention(inputs.q, inputs.k, inputs.v, layout=case.layout, **options)
+
+
+def run_reference(case: Case, inputs: Inputs, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """(out, lse) of the call through the oracle's code, computed in ``dtype``."""
+    options = {name: value for name, value in inputs.options.items() if name != "deterministic"}
+    if "window" in options:
+        options["window"] = tuple(-1 if side is None else side for side in options["window"])
+    if options.get("dropout_p", 0) > 0:
+        options["rng"] = _draw_rng(torch.Generator().manual_seed(seed), inputs.q.device)
+    if inputs.cu_seqlens_q is not None and inputs.cu_seqlens_k is not None:
+        return reference.attention_varlen(
+            inputs.q, inputs.k, inputs.v, inputs.cu_seqlens_q, inputs.cu_seqlens_k, dtype=dtype, **options
+        )
+    return reference.attention(inputs.q, inputs.k, inputs.v, layout=case.layout, dtype=dtype, **options)
+
+
+def gradients(inputs: Inputs, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> dict[str, Tensor]:
+    outputs, weights = (
+        ([out], [dout.to(out.dtype)]) if dlse is None else ([out, lse], [dout.to(out.dtype), dlse.to(lse.dtype)])
+    )
+    found = torch.autograd.grad(outputs, list(inputs.leaves.values()), weights)
+    return dict(zip(inputs.leaves, found))
+
+
+def largest(tensor: Tensor) -> float:
+    """Largest finite magnitude; 0 for an empty tensor."""
+    finite = tensor[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def assert_accurate(what: str, actual: Tensor, exact: Tensor, unfused: Tensor, factor: float, context: str) -> None:
+    """The accuracy rule for one tensor, whose dtype gives the slack."""
+    assert actual.shape == exact.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(exact.shape)}: {context}"
+    assert not actual.isnan().any(), f"{what} has NaN: {context}"
+    assert torch.equal(actual.isinf(), exact.isinf()), f"{what} is infinite elsewhere than the oracle: {context}"
+    finite = exact.isfinite()
+    error = largest((actual.double() - exact)[finite])
+    slack = SLACK[actual.dtype] * torch.finfo(actual.dtype).eps * largest(exact)
+    allowed = factor * largest((unfused.double() - exact)[finite]) + slack
+    assert error <= allowed, (
+        f"{what}: error {error:.3g}, allowed {allowed:.3g} (largest value {largest(exact):.3g}): {context}"
+    )
+
+
+def check(case: Case, backend: str | None = None, *, backward: bool = True, inputs: Inputs | None = None) -> None:
+    """Run a case forward and backward through faops and hold it to the accuracy rule."""
+    inputs = inputs or make_inputs(case)
+    exact, plain = inputs.fresh(torch.float64), inputs.fresh()
+    seed = random.getrandbits(31)
+    context = f"{case.features} {case.dtype} {case.tokens} backend={backend} options={ {name: value for name, value in case.options.items() if not isinstance(value, Tensor)} }"
+
+    out, lse = run_faops(case, inputs, backend, seed)
+    exact_out, exact_lse = run_reference(case, exact, torch.float64, seed)
+    plain_out, plain_lse = run_reference(case, plain, case.dtype, seed)
+    assert out.dtype == case.dtype
+    assert lse.dtype == (torch.float64 if case.dtype == torch.float64 else torch.float32)
+    assert_accurate("out", out, exact_out, plain_out, OUT_FACTOR, context)
+    assert_accurate("lse", lse, exact_lse, plain_lse, OUT_FACTOR, context)
+    if not backward:
+        return
+    dout = torch.randn_like(exact_out).to(case.dtype)
+    dlse = torch.randn_like(exact_lse).to(lse.dtype) if case.lse_grad else None
+    actual = gradients(inputs, out, lse, dout, dlse)
+    expected = gradients(exact, exact_out, exact_lse, dout, dlse)
+    unfused = gradients(plain, plain_out, plain_lse, dout, dlse)
+    for name, gradient in actual.items():
+        assert gradient.dtype == inputs.leaves[name].dtype
+        assert_accurate(f"d{name}", gradient, expected[name], unfused[name], GRAD_FACTOR, context)
