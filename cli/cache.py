@@ -94,7 +94,7 @@ def clear(key: str | None, yes: bool, as_json: bool) -> None:
     cache = TuningCache()
     exact = _matching(key)[0].key if key is not None else None
     if not yes:
-        if not sys.stdin.isatty():
+        if not _can_ask():
             raise click.UsageError("without a terminal to ask on, --yes is needed to clear the cache")
         what = f"the entry {exact}" if exact else "all entries"
         if not click.confirm(f"Remove {what} in {cache.root}?", err=True):
@@ -104,6 +104,10 @@ def clear(key: str | None, yes: bool, as_json: bool) -> None:
         print_json("cache clear", path=str(cache.root), removed=removed)
     else:
         print_line(f"removed {removed} {'entry' if removed == 1 else 'entries'} from {cache.root}")
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty()
 
 
 def _matching(key: str) -> list[Entry]:

@@ -10,12 +10,22 @@ if TYPE_CHECKING:
     from faops.device import DeviceProfile
 
 
-def torch_device(name: str) -> torch.device:
-    """The torch device called `name` (cpu, cuda, cuda:1, npu...) of this machine. Raises ArgumentError."""
+def default() -> str:
+    """The device meant when none is named: cuda or npu where the machine has one, else cpu."""
+    return next((name for name in present() if name in ("cuda", "npu")), "cpu")
+
+
+def torch_device(name: str | None) -> torch.device:
+    """The torch device called `name` (cpu, cuda, cuda:1, npu...) of this machine, or its :func:`default`.
+
+    Raises ArgumentError.
+    """
     import torch
 
     from faops.errors import ArgumentError
 
+    if name is None:
+        return torch.device(default())
     expected = f"a device of this machine: {', '.join(present())}"
     try:
         device = torch.device(name)
@@ -43,13 +53,16 @@ def present() -> list[str]:
     return found
 
 
-def profile(name: str) -> DeviceProfile:
-    """Profile of a device of this machine, or of a well-known one such as t4 or h200. Raises ArgumentError."""
+def profile(name: str | None) -> DeviceProfile:
+    """Profile of a device of this machine (None: its :func:`default`), or of a well-known one such as t4 or h200.
+
+    Raises ArgumentError.
+    """
     from faops import device
     from faops.architectures import KNOWN_DEVICES
     from faops.errors import ArgumentError
 
-    if name.lower() in KNOWN_DEVICES:
+    if name is not None and name.lower() in KNOWN_DEVICES:
         return device.known(name)
     try:
         return device.detect(torch_device(name))

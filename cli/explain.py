@@ -11,10 +11,10 @@ from .output import json_option, print_json, print_line, print_pairs, print_tabl
 
 @click.command("explain")
 @click.option("--shape", required=True, metavar="S", help="The problem, such as b=1,sq=1024,sk=1024,h=32,hk=8,d=128.")
-@click.option("--device", default="cpu", show_default=True, help="One of this machine, or a known one: t4, h200...")
+@click.option("--device", help="A device of this machine, or a known one: t4, h200... (default: cuda, npu or cpu).")
 @click.option("--backend", default="", help="Force a backend, or a kernel by its id.")
 @json_option
-def command(shape: str, device: str, backend: str, as_json: bool) -> None:
+def command(shape: str, device: str | None, backend: str, as_json: bool) -> None:
     """Say which kernel runs a problem on a device, with which config, and why; and what every kernel says to it.
 
     Nothing is run, so the device need not be in this machine. S is a list of name=value: op, dtype, b (batch), sq and

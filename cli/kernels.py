@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 @click.command("kernels")
-@click.option("--device", default="cpu", show_default=True, help="One of this machine, or a known one: t4, h200...")
+@click.option("--device", help="A device of this machine, or a known one: t4, h200... (default: cuda, npu or cpu).")
 @json_option
-def command(device: str, as_json: bool) -> None:
+def command(device: str | None, as_json: bool) -> None:
     """List every registered kernel, and backends that could not be loaded with their reason.
 
     Whether a kernel runs on the device, and how many configs tuning may choose from, is said for a plain problem:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--context", type=click.IntRange(min=1), multiple=True, help="Keys while generating; may be repeated.")
 @click.option("--training", is_flag=True, help="Tune training (forward with lse, and backward) of the model too.")
 @click.option("--kv-cache", is_flag=True, help="Tune the model's KV-cache call too.")
-@click.option("--device", default="cpu", show_default=True, help="The device of this machine to tune for.")
+@click.option("--device", help="The device of this machine to tune for (default: cuda, npu or cpu).")
 @click.option("--force", is_flag=True, help="Measure again what has been tuned before.")
 @click.option("--time-budget", callback=parse_duration, metavar="TIME", help="Begin no problem after 60s, 2m, 1h...")
 @click.option("--dry-run", is_flag=True, help="Say what would be measured and how long it would take.")
@@ -40,7 +40,7 @@ def command(
     hf_config: str | None,
     shapes: tuple[str, ...],
     plan: str | None,
-    device: str,
+    device: str | None,
     force: bool,
     time_budget: float | None,
     dry_run: bool,
@@ -131,9 +131,7 @@ def _dry_run(problems: list[AttentionProblem], where: torch.device, force: bool,
             print_line(f"\n{row['message']}")
     todo = [row for row in estimates if row["status"] == "to tune"]
     total = sum(row["seconds"] for row in todo)
-    print_line(
-        f"\n{len(todo)} of {len(estimates)} problems to tune, about {seconds(total)}; what is warm is reused; nothing was measured"
-    )
+    print_line(f"\n{len(todo)} of {len(estimates)} problems to tune, about {seconds(total)}; nothing was measured")
 
 
 def _tune(

@@ -96,7 +96,7 @@ def detect(device: torch.device | str) -> DeviceProfile:
     return _detect(where)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _detect(device: torch.device) -> DeviceProfile:
     if device.type == "cuda":
         return _detect_hip(device) if torch.version.hip else _detect_cuda(device)
@@ -167,7 +167,7 @@ def _detect_npu(device: torch.device) -> DeviceProfile:
     )
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def _detect_cpu() -> DeviceProfile:
     capability = torch.backends.cpu.get_cpu_capability().lower()
     return DeviceProfile(

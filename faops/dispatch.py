@@ -48,7 +48,7 @@ class Plan:
 class _Memo:
     """Plans by problem; emptied when kernels are registered or the tuning cache changes on disk."""
 
-    plans: dict[Any, Plan] = field(default_factory=dict)
+    plans: dict[Any, Any] = field(default_factory=dict)
     generation: int = -1
     stamp: object = None
     recheck_at: float = 0.0
@@ -57,8 +57,8 @@ class _Memo:
 _memo = _Memo()
 
 
-def memo() -> dict[Any, Plan]:
-    """The dict of memoised plans, valid now. Callers may add entries under keys of their own."""
+def memo() -> dict[Any, Any]:
+    """The dict of memoised plans, valid now. Callers keep what they derive from a plan there, under their own keys."""
     now = time.monotonic()
     if now >= _memo.recheck_at or _memo.generation != registry.generation():
         stamp = cache.stamp()
@@ -85,7 +85,7 @@ def plan(problem: AttentionProblem, device: DeviceProfile, backend: str = "") ->
     """
     plans = memo()
     key = (problem, device, backend)
-    found = plans.get(key)
+    found: Plan | None = plans.get(key)
     if found is None:
         found = plans[key] = _make_plan(problem, device, backend)
     return found

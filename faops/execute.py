@@ -18,7 +18,8 @@ def forward(inputs: AttentionInputs) -> tuple[Tensor, Tensor | None]:
     """(out, lse) of a forward call; lse is None unless it needs one."""
     if inputs.cu_seqlens_q is not None:
         check_sequence_values(inputs)
-    return _launch(_forward_key("forward", inputs), inputs, inputs.q, inputs.backend)
+    key = _forward_key("forward", inputs)
+    return _launch(key, inputs, inputs.q, inputs.backend)  # type: ignore[no-any-return]
 
 
 def backward(inputs: BackwardInputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -26,13 +27,13 @@ def backward(inputs: BackwardInputs) -> tuple[Tensor, Tensor, Tensor, Tensor | N
     if inputs.dout.stride(-1) != 1:  # the gradient of sum() or expand() arrives with stride 0
         inputs.dout = inputs.dout.contiguous()
     key = (*_forward_key("backward", inputs.forward), inputs.dlse is None, inputs.bias_grad)
-    return _launch(key, inputs, inputs.dout, inputs.forward.backend)
+    return _launch(key, inputs, inputs.dout, inputs.forward.backend)  # type: ignore[no-any-return]
 
 
 def decode(inputs: DecodeInputs) -> tuple[Tensor, Tensor | None]:
     """(out, lse) of a KV-cache call, after its new keys and values are in the cache."""
     check_cache_values(inputs)
-    return _launch(_decode_key(inputs), inputs, inputs.q, inputs.backend)
+    return _launch(_decode_key(inputs), inputs, inputs.q, inputs.backend)  # type: ignore[no-any-return]
 
 
 def _launch(key: tuple[Any, ...], inputs: Any, like: Tensor, backend: str) -> Any:

@@ -97,7 +97,7 @@ def attention_with_kvcache(
             return_lse, backend or "", q_descale, k_descale, v_descale,
         )  # fmt: skip
     if wants_gradient:
-        out = _NoGradient.apply(out, q)
+        out = _NoGradient.apply(out, q)  # type: ignore[no-untyped-call]
     if layout == "bhsd":
         out = out.transpose(1, 2)
     return (out, lse) if return_lse else out

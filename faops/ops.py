@@ -42,13 +42,13 @@ _TENSORS = 10
 _ARGUMENTS = len(dataclasses.fields(AttentionInputs))
 _BIAS, _SINKS = 4, 6
 
-_library = torch.library.Library("faops", "DEF")
+_library: Any = torch.library.Library("faops", "DEF")  # type: ignore[no-untyped-call]
 for _schema in _SCHEMAS:
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-attention_op = torch.ops.faops.attention.default
-backward_op = torch.ops.faops.attention_backward.default
-kvcache_op = torch.ops.faops.attention_with_kvcache.default
+attention_op: Any = torch.ops.faops.attention.default
+backward_op: Any = torch.ops.faops.attention_backward.default
+kvcache_op: Any = torch.ops.faops.attention_with_kvcache.default
 
 
 # --- what the operators compute -------------------------------------------------------------------------------------
@@ -123,47 +123,72 @@ torch.library.register_fake("faops::attention_with_kvcache", _fake_kvcache, lib=
 # --- gradients --------------------------------------------------------------------------------------------------------
 
 
+def _save(ctx: Any, args: tuple[Any, ...], out: Tensor, lse: Tensor) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*args[:_TENSORS], out, lse)
+    ctx.numbers = args[_TENSORS:]
+
+
+def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+    *tensors, out, lse = ctx.saved_tensors
+    if lse.numel() == 0 and out.numel() > 0:
+        raise RuntimeError("faops::attention must be called with need_lse=True where a gradient is needed")
+    if dout is None:
+        dout = torch.zeros_like(out)
+    wants = (ctx.needs_input_grad[_BIAS], ctx.needs_input_grad[_SINKS])
+    run = _backward if is_plain(dout, tensors[0], tensors[1]) else backward_op
+    dq, dk, dv, dbias, dsinks = run(dout, dlse, out, lse, *wants, *tensors, *ctx.numbers)
+    gradients: list[Any] = [None] * _ARGUMENTS
+    gradients[:3] = dq, dk, dv
+    gradients[_BIAS] = dbias if wants[0] else None
+    gradients[_SINKS] = dsinks if wants[1] else None
+    return tuple(gradients)
+
+
 class Attention(torch.autograd.Function):
-    """Forward and backward of the operator. ``need_lse`` must be set: backward recomputes from lse.
-
-    It calls operators, not kernels, wherever something watches (functorch, dispatch modes, fake tensors).
-    """
+    """Forward and backward of the operator. ``need_lse`` must be set: backward recomputes from lse."""
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        if _is_plain(args[0], args[1], args[2]):
-            return _attention(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return attention_op(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:_TENSORS], *output)
-        ctx.numbers = inputs[_TENSORS:]
-        ctx.wants = (ctx.needs_input_grad[_BIAS], ctx.needs_input_grad[_SINKS])
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        if is_plain(args[0], args[1], args[2]):
+            out, lse = _attention(*args)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                out, lse = attention_op(*args)
+        _save(ctx, args, out, lse)
+        return out, lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-        *tensors, out, lse = ctx.saved_tensors
-        if lse.shape[-1] != out.shape[1 if out.dim() == 4 else 0]:
-            raise RuntimeError("faops::attention must be called with need_lse=True where a gradient is needed")
-        if dout is None:
-            dout = torch.zeros_like(out)
-        run = _backward if _is_plain(dout, tensors[0], tensors[1]) else backward_op
-        dq, dk, dv, dbias, dsinks = run(dout, dlse, out, lse, *ctx.wants, *tensors, *ctx.numbers)
-        gradients: list[Any] = [None] * _ARGUMENTS
-        gradients[:3] = dq, dk, dv
-        gradients[_BIAS] = dbias if ctx.wants[0] else None
-        gradients[_SINKS] = dsinks if ctx.wants[1] else None
-        return tuple(gradients)
+        return _gradients(ctx, dout, dlse)
+
+
+class TransformableAttention(torch.autograd.Function):
+    """The same for torch.func, which wants the context set up apart (that costs an eager call 100 µs)."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return attention_op(*args)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _save(ctx, inputs, *output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+        return _gradients(ctx, dout, dlse)
+
+
+_apply: Any = Attention.apply
+_apply_transformable: Any = TransformableAttention.apply
 
 
 def _autograd(*args: Any) -> tuple[Tensor, Tensor]:
     """The operator's Autograd implementation."""
     if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args[:_TENSORS]):
-        return Attention.apply(*args)  # type: ignore[no-any-return]
+        return _apply(*args)  # type: ignore[no-any-return]
     with torch._C._AutoDispatchBelowAutograd():
         return attention_op(*args)  # type: ignore[no-any-return]
 
@@ -179,17 +204,17 @@ def attention(*args: Any) -> tuple[Tensor, Tensor | None]:
     if torch.compiler.is_compiling():
         return attention_op(*args)  # type: ignore[no-any-return]
     if torch._C._are_functorch_transforms_active():
-        return Attention.apply(*args)  # type: ignore[no-any-return]
-    if not _is_plain(args[0], args[1], args[2]):
+        return _apply_transformable(*args)  # type: ignore[no-any-return]
+    if not is_plain(args[0], args[1], args[2]):
         return attention_op(*args)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and any(arg is not None and arg.requires_grad for arg in args[:7]):
-        return Attention.apply(*args)  # type: ignore[no-any-return]
+        return _apply(*args)  # type: ignore[no-any-return]
     return execute.forward(AttentionInputs(*args))
 
 
 def attention_with_kvcache(*args: Any) -> tuple[Tensor, Tensor | None]:
     """(out, lse) for the arguments of DecodeInputs. No gradient flows through it."""
-    if torch.compiler.is_compiling() or not _is_plain(args[0], args[1], args[2]):
+    if torch.compiler.is_compiling() or not is_plain(args[0], args[1], args[2]):
         return kvcache_op(*args)  # type: ignore[no-any-return]
     return execute.decode(DecodeInputs(*args))
 
@@ -198,7 +223,7 @@ _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 
-def _is_plain(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def is_plain(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether nothing but a kernel could want to see this call: real tensors, and no mode or transform is active."""
     return (
         type(q) in _PLAIN_TYPES

@@ -159,7 +159,7 @@ class AttentionProblem:
         return DTYPES[self.dtype]
 
     def flops(self) -> int:
-        """Matrix FLOPs over the visible pairs: 2·(D + Dv) a pair forward, 2.5 × that backward (five products for two)."""
+        """Matrix FLOPs over the visible pairs: 2·(D + Dv) each forward, 2.5 × that backward (five products for two)."""
         pairs = self.batch * self.heads_q * self.band.visible_pairs(self.seqlen_q, self.seqlen_k)
         forward = 2 * pairs * (self.head_dim + self.head_dim_v)
         return forward * 5 // 2 if self.op == "backward" else forward

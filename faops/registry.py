@@ -124,7 +124,7 @@ class Kernel(ABC):
         return hashlib.sha256(inspect.getsource(inspect.getmodule(type(self)) or type(self)).encode()).hexdigest()[:12]
 
     def matches(self, backend: str) -> bool:
-        """Whether a forced ``backend`` means this kernel: its backend, its id, or its id's family ("torch.blockwise")."""
+        """Whether a forced ``backend`` means this kernel: its backend, id, or the id's family ("torch.blockwise")."""
         return backend in (self.backend, self.id) or self.id.startswith(f"{backend}_")
 
 

@@ -38,12 +38,19 @@ SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for setting in (
         Setting("backend", "FAOPS_BACKEND", "", str, "backend forced for every call without backend=; empty chooses"),
-        Setting("cache_dir", "FAOPS_CACHE_DIR", "", str, "where tuning results are kept; empty is the user cache directory"),
+        Setting(
+            "cache_dir", "FAOPS_CACHE_DIR", "", str, "directory of tuning results; empty is the user cache directory"
+        ),
         Setting("tuning", "FAOPS_TUNING", True, _parse_bool, "whether tuned winners are used at call time"),
-        Setting("check_values", "FAOPS_CHECK_VALUES", False, _parse_bool,
-                "also check the contents of device tensors (cu_seqlens, block_table), at the cost of a synchronisation"),
+        Setting(
+            "check_values",
+            "FAOPS_CHECK_VALUES",
+            False,
+            _parse_bool,
+            "check the contents of cu_seqlens, block_table and lengths on accelerators too, which synchronises",
+        ),
     )
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from faops import settings
 from faops.errors import ArgumentError
-from faops.problem import UNLIMITED, require_dtype
+from faops.problem import DTYPE_NAMES, UNLIMITED, require_dtype
 
 if TYPE_CHECKING:
     from faops.inputs import AttentionInputs, DecodeInputs
@@ -73,6 +74,8 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str] = ("k", 
 
 def check_dense(q: Tensor, k: Tensor, v: Tensor) -> None:
     """q (B, M, H, D), k (B, N, Hk, D), v (B, N, Hk, Dv)."""
+    if _dense_fits(q, k, v):
+        return
     check_tensor("q", q, 4, "(batch, seqlen_q, heads, head_dim)")
     check_tensor("k", k, 4, "(batch, seqlen_k, heads_kv, head_dim)")
     check_tensor("v", v, 4, "(batch, seqlen_k, heads_kv, head_dim_v)")
@@ -83,6 +86,28 @@ def check_dense(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ArgumentError("k", f"batch {k.shape[0]}", f"the batch of q, {q.shape[0]}")
     if v.shape[:2] != k.shape[:2]:
         raise ArgumentError("v", f"(batch, seqlen_k) {tuple(v.shape[:2])}", f"those of k, {tuple(k.shape[:2])}")
+
+
+def _dense_fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the three fit together. It is on every call's path, so finding out what is wrong is left to others."""
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        return False
+    shape_q, shape_k, shape_v = q.shape, k.shape, v.shape
+    return (
+        len(shape_q) == len(shape_k) == len(shape_v) == 4
+        and shape_q[0] == shape_k[0]
+        and shape_k[:3] == shape_v[:3]
+        and shape_k[2] > 0
+        and shape_q[2] > 0
+        and shape_q[2] % shape_k[2] == 0
+        and shape_q[3] == shape_k[3]
+        and shape_q[3] > 1
+        and shape_v[3] > 1
+        and q.stride(3) == k.stride(3) == v.stride(3) == 1
+        and q.dtype == k.dtype == v.dtype
+        and q.dtype in DTYPE_NAMES
+        and q.device == k.device == v.device
+    )
 
 
 def check_varlen(
@@ -142,7 +167,8 @@ def check_numbers(scale: float | None, softcap: float, dropout_p: float, head_di
     if not isinstance(dropout_p, int | float) or not 0.0 <= dropout_p < 1.0:
         raise ArgumentError("dropout_p", repr(dropout_p), "a probability in [0, 1)")
     if scale is None:
-        return float(head_dim) ** -0.5
+        default: float = float(head_dim) ** -0.5
+        return default
     if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
         raise ArgumentError("scale", repr(scale), "a finite number or None")
     return float(scale)
@@ -232,7 +258,7 @@ def check_sequence_values(inputs: AttentionInputs) -> None:
         name, values = f"cu_seqlens_{side}", offsets.tolist()
         if values[0] != 0:
             raise ArgumentError(name, f"a first offset of {values[0]}", "offsets that start at 0")
-        for before, after in zip(values, values[1:]):
+        for before, after in itertools.pairwise(values):
             if after < before:
                 raise ArgumentError(name, f"{after} after {before}", "offsets that do not decrease")
             if after - before > longest:

@@ -26,6 +26,9 @@ WITNESSES = {
     "decode": "torch.blockwise_decode",
 }
 
+RESULTS = {"forward": ("out", "lse"), "backward": ("dq", "dk", "dv", "dbias", "dsinks"), "decode": ("out", "lse")}
+Results = list[Tensor | None]
+
 
 class DeviceBench:
     """Runs candidates on random inputs of one problem. Raises TuningError when such inputs cannot be made."""
@@ -39,7 +42,7 @@ class DeviceBench:
         except (RuntimeError, MemoryError) as error:
             raise TuningError(f"{problem}: inputs cannot be made: {error}") from None
         self.warm = False
-        self.expected: list[Tensor] | None = None
+        self.expected: Results | None = None
 
     def sample(self, candidate: Candidate, budget: Budget) -> Sequence[float]:
         """Samples in seconds a call of ``kernel.launch``."""
@@ -56,16 +59,23 @@ class DeviceBench:
         """Compare the candidate's results with those of a trusted kernel in a wider dtype. Raises TuningError."""
         if self.expected is None:
             self.expected = self._trusted(candidate)
-        found = _tensors(candidate.kernel.launch(self.inputs, candidate.config))
-        if len(found) != len(self.expected):
-            raise TuningError(f"{len(found)} results where {len(self.expected)} are expected")
-        allowed = effort.TOLERANCE[self.problem.dtype]
-        for number, (result, expected) in enumerate(zip(found, self.expected)):
-            error = relative_error(result, expected)
+        found = list(candidate.kernel.launch(self.inputs, candidate.config))
+        for name, result, expected in zip(RESULTS[self.problem.op], found, self.expected):
+            if (result is None) is not (expected is None):
+                raise TuningError(f"{name} is {'missing' if result is None else 'given unasked'}")
+            if result is None or expected is None:
+                continue
+            error, allowed = relative_error(result, expected), self._tolerance(name)
             if not error <= allowed:
-                raise TuningError(f"result {number} is wrong: relative error {error:.1e}, allowed is {allowed:.0e}")
+                raise TuningError(f"{name} is wrong: relative error {error:.1e}, allowed is {allowed:.0e}")
 
-    def _trusted(self, candidate: Candidate) -> list[Tensor]:
+    def _tolerance(self, name: str) -> float:
+        tolerance = effort.TOLERANCE[self.problem.dtype]
+        if name == "lse":
+            return min(tolerance, effort.LSE_TOLERANCE)
+        return tolerance * effort.GRADIENT_FACTOR if self.problem.op == "backward" else tolerance
+
+    def _trusted(self, candidate: Candidate) -> Results:
         """Results of the blockwise kernel on the same data in a wider dtype, made with bounded memory."""
         wide = WIDER.get(self.problem.torch_dtype, torch.float32)
         problem = dataclasses.replace(self.problem, dtype=str(wide).removeprefix("torch."))
@@ -75,24 +85,23 @@ class DeviceBench:
                 f"{candidate.kernel.id} cannot be checked: {WITNESSES[self.problem.op]} does not run this"
             )
         config = witness.default_config(problem, self.profile)
-        return _tensors(witness.launch(converted(self.inputs, wide), config))
-
-
-def _tensors(results: Sequence[Tensor | None]) -> list[Tensor]:
-    return [result for result in results if result is not None]
+        return list(witness.launch(converted(self.inputs, wide), config))
 
 
 def relative_error(result: Tensor, expected: Tensor) -> float:
-    """Largest difference as a part of the largest expected value; inf for a wrong shape, or infinities or NaN that
-    are not expected."""
+    """Largest difference of a row (the last dim) as a part of the row's largest expected value.
+
+    By row, because the late rows of a causal problem are averages of many values and far smaller than the first. A
+    row counts as no smaller than SMALLEST_ROW of the whole. inf for a wrong shape, and for infinities or NaN that are
+    not expected.
+    """
     if result.shape != expected.shape:
         return math.inf
     if expected.numel() == 0:
         return 0.0
     wide = result.to(expected.dtype)
-    same = wide == expected  # covers equal infinities, whose difference is NaN
-    finite = torch.where(torch.isfinite(expected), expected, 0)
-    difference = torch.where(same, 0, wide - expected).abs().max().item()
-    if math.isnan(difference):
-        return math.inf
-    return difference / max(finite.abs().max().item(), torch.finfo(expected.dtype).tiny)
+    difference = torch.where(wide == expected, 0, wide - expected).abs()  # equal infinities differ by NaN
+    rows = torch.where(torch.isfinite(expected), expected, 0).abs().amax(-1, keepdim=True)
+    scale = rows.clamp(min=max(effort.SMALLEST_ROW * rows.max().item(), torch.finfo(expected.dtype).tiny))
+    error = (difference / scale).max().item()
+    return math.inf if math.isnan(error) else error

@@ -1,1 +1,1 @@
-"""Backends: each folder registers its kernels with :mod:`faops.registry` and imports its heavy package at first launch."""
+"""Backends: each folder registers its kernels with :mod:`faops.registry`; imports heavy packages at launch."""

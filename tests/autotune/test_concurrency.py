@@ -23,7 +23,7 @@ PROCESSES = multiprocessing.get_context("fork")  # the writers only write files:
 
 
 def problem_of(writer: int, number: int) -> AttentionProblem:
-    return replace(PROBLEM, heads_q=2 * (writer + 1), head_dim=8 * (number + 1))
+    return replace(PROBLEM, dtype="bfloat16", heads_q=2 * (writer + 1), head_dim=8 * (number + 1))
 
 
 def write(root: Path, writer: int) -> None:

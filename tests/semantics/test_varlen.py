@@ -14,7 +14,7 @@ from tests.support import DTYPES, FEATURES, check, cumulative, make_case
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
-VARLEN = [name for name in FEATURES if name not in ("varlen", "bhsd")]
+VARLEN = [name for name in FEATURES if name != "varlen"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -10,7 +10,7 @@ from torch import Tensor
 from faops.backends.torch.blockwise_backward import Gradients, attend_backward
 from faops.backends.torch.blockwise_forward import attend
 from faops.backends.torch.threads import cpu_threads, thread_choices
-from faops.backends.torch.tiles import Features, compute_dtype
+from faops.backends.torch.tiles import Features, alibi_of, compute_dtype
 from faops.device import DeviceProfile
 from faops.inputs import AttentionInputs, BackwardInputs
 from faops.layout import empty_lse, empty_out
@@ -133,15 +133,12 @@ class BlockwiseBackward(Blockwise):
 
 
 def features_of(inputs: AttentionInputs) -> Features:
-    """The score features of a forward call. Slopes of shape (H,) become (B, H)."""
-    alibi = inputs.alibi_slopes
-    if alibi is not None and alibi.dim() == 1:
-        alibi = alibi.expand(max(1, inputs.batch), -1)
+    """The score features of a forward call."""
     return Features(
         band=inputs.band,
         scale=inputs.scale,
         softcap=inputs.softcap,
-        alibi=alibi,
+        alibi=alibi_of(inputs.alibi_slopes, inputs.batch, inputs.q.dtype),
         bias=inputs.bias,
         mask=inputs.mask,
         sinks=inputs.sinks,

@@ -12,7 +12,7 @@ from torch import Tensor
 from faops.backends.torch.blockwise import Blockwise
 from faops.backends.torch.blockwise_forward import attend
 from faops.backends.torch.threads import cpu_threads
-from faops.backends.torch.tiles import Features
+from faops.backends.torch.tiles import Features, alibi_of
 from faops.inputs import DecodeInputs
 from faops.layout import empty_lse, empty_out
 from faops.registry import Config
@@ -38,9 +38,7 @@ class BlockwiseDecode(Blockwise):
                     _append(inputs, index, start, new_k[index], inputs.v[index])
             out = empty_out(inputs.q, inputs.v_cache.shape[3])
             lse = empty_lse(q) if inputs.need_lse else None
-            alibi = inputs.alibi_slopes
-            if alibi is not None and alibi.dim() == 1:
-                alibi = alibi.expand(batch, -1)
+            alibi = alibi_of(inputs.alibi_slopes, batch, q.dtype)
             features = Features(
                 inputs.band, inputs.scale, inputs.softcap, alibi, inputs.bias, inputs.mask, inputs.sinks
             )

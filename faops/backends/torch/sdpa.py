@@ -15,6 +15,7 @@ from torch import Tensor
 
 from faops.backends.torch.blockwise import common_reasons
 from faops.backends.torch.threads import cpu_threads, thread_choices
+from faops.backends.torch.tiles import split_heads
 from faops.device import DeviceProfile
 from faops.inputs import AttentionInputs, BackwardInputs
 from faops.problem import AttentionProblem
@@ -92,22 +93,27 @@ class SdpaForward(Sdpa):
             yield f"SDPA expands K and V for GQA in {problem.dtype} on {device.torch_type}"
 
     def launch(self, inputs: AttentionInputs, config: Config) -> tuple[Tensor, Tensor | None]:
-        q, k, v = inputs.q.transpose(1, 2), inputs.k.transpose(1, 2), inputs.v.transpose(1, 2)
-        group = q.shape[1] // k.shape[1]
         causal = _is_causal(inputs)
+        group = inputs.q.shape[2] // inputs.k.shape[2]
+        k, v = inputs.k.transpose(1, 2), inputs.v.transpose(1, 2)
         with cpu_threads(config.integer("threads")):
             if inputs.need_lse:
                 forward = getattr(torch.ops.aten, CPU_FORWARD).default
-                out, lse = forward(q, k, v, 0.0, causal, scale=inputs.scale)
+                out, lse = forward(inputs.q.transpose(1, 2), k, v, 0.0, causal, scale=inputs.scale)
                 return out.transpose(1, 2), lse.contiguous()
-            if q.shape[2] == 1 and group > 1 and inputs.mask is None:
+            if group == 1:
+                q = inputs.q.transpose(1, 2)
+                out = F.scaled_dot_product_attention(q, k, v, inputs.mask, 0.0, causal, scale=inputs.scale)
+            elif inputs.q.shape[1] == 1 and inputs.mask is None:
                 # One row: the heads of a group become the rows of their kv head, which reads K and V once.
-                packed = q.unflatten(1, (k.shape[1], group)).squeeze(3)
+                packed = split_heads(inputs.q.squeeze(1), group)
                 out = F.scaled_dot_product_attention(packed, k, v, scale=inputs.scale)
                 return out.flatten(1, 2).unsqueeze(1), None
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=inputs.mask, is_causal=causal, scale=inputs.scale, enable_gqa=group > 1
-            )
+            else:
+                q = inputs.q.transpose(1, 2)
+                out = F.scaled_dot_product_attention(
+                    q, k, v, inputs.mask, 0.0, causal, scale=inputs.scale, enable_gqa=True
+                )
         return out.transpose(1, 2), None
 
 
@@ -144,4 +150,4 @@ class SdpaBackward(Sdpa):
 
 def _is_causal(inputs: AttentionInputs) -> bool:
     """Whether SDPA must be told causal: the band of an accepted problem is full or square causal."""
-    return not inputs.band.simplify(inputs.max_seqlen_q, inputs.max_seqlen_k).full
+    return 0 <= inputs.window_right < inputs.max_seqlen_q - 1

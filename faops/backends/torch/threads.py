@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 
-@contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Compute with ``count`` threads inside the block; 0 leaves the process's own number alone."""
-    before = torch.get_num_threads()
-    if count in (0, before):
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class cpu_threads:  # noqa: N801 (a context manager, named like one)
+    """Compute with ``count`` threads inside the block; 0 leaves the process's own number alone.
+
+    A class and not a generator, because it is on every call's path.
+    """
+
+    __slots__ = ("before", "count")
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __enter__(self) -> None:
+        if self.count:
+            self.before = torch.get_num_threads()
+            if self.count != self.before:
+                torch.set_num_threads(self.count)
+
+    def __exit__(self, *error: object) -> None:
+        if self.count and self.count != self.before:
+            torch.set_num_threads(self.before)
 
 
 def thread_choices(available: int) -> list[int]:

@@ -38,8 +38,8 @@ EDGE_TILES_KEPT = 8  # a regular tiling meets the band's edges at fewer offsets 
 class Features:
     """What happens to the scores of one dense segment, in natural units.
 
-    ``alibi`` is (B, H); ``bias`` and ``mask`` are 4-D and broadcastable to (B, H, M, N); ``first_batch`` is the batch
-    index that the segment's first row has in the dropout generator's counter.
+    ``alibi`` is (B, H) in the compute dtype; ``bias`` and ``mask`` are 4-D and broadcastable to (B, H, M, N);
+    ``first_batch`` is the batch index that the segment's first row has in the dropout generator's counter.
     """
 
     band: Band
@@ -72,6 +72,14 @@ class Features:
             mask=own(self.mask),
             first_batch=self.first_batch + index,
         )
+
+
+def alibi_of(slopes: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor | None:
+    """Slopes of shape (H,) or (B, H) as Features wants them for inputs of ``dtype``."""
+    if slopes is None:
+        return None
+    slopes = slopes.to(compute_dtype(dtype))
+    return slopes.expand(max(1, batch), -1) if slopes.dim() == 1 else slopes
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ class TileScores:
         """
         scores.sub_(anchor)
         if scores.device.type == "cpu":
-            torch.nn.functional.threshold_(scores, NEGLIGIBLE[scores.dtype], -math.inf)
+            torch.threshold_(scores, NEGLIGIBLE[scores.dtype], -math.inf)
         return scores.exp2_()
 
     def keep(self, rows: Range, keys: Range, dtype: torch.dtype) -> Tensor:
@@ -205,7 +213,7 @@ class TileScores:
             values = values[chunk.b0 : chunk.b1]
         if values.shape[1] == 1:
             return values.unsqueeze(2)
-        return values.unflatten(1, (-1, self.group))[:, chunk.h0 : chunk.h1]
+        return split_heads(values, self.group)[:, chunk.h0 : chunk.h1]
 
     def _distance(self, rows: Range, keys: Range, like: Tensor) -> Tensor:
         """abs(i + N - M - j) of a tile, (m, n), exact in float32 up to 2^24."""
@@ -237,7 +245,12 @@ class TileScores:
         first = self.features.first_batch
         batch = torch.arange(first + chunk.b0, first + chunk.b1, device=device) * self.heads_q
         head = torch.arange(chunk.h0 * self.group, chunk.h1 * self.group, device=device)
-        return (batch[:, None] + head).unflatten(1, (-1, self.group))
+        return split_heads(batch[:, None] + head, self.group)
+
+
+def split_heads(values: Tensor, group: int) -> Tensor:
+    """(B, H, ...) → (B, Hk, G, ...), a view."""
+    return values.view(values.shape[0], values.shape[1] // group, group, *values.shape[2:])
 
 
 def cut(pairs: Tensor, rows: Range, keys: Range) -> Tensor:

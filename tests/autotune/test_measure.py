@@ -1,0 +1,107 @@
+"""Statistics of samples, and when sampling ends; with a clock whose time is made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from faops.autotune import effort, measure
+from faops.autotune.effort import Budget
+from faops.autotune.measure import Clock, HostClock, in_groups, quantile, relative_error, sample, summarize
+from faops.registry import Config
+
+CONFIG = Config(block=1)
+
+
+class MadeUpTime:
+    """Stands for the module ``time``: a call takes as long as the next of ``durations``."""
+
+    def __init__(self, durations: Callable[[int], float]) -> None:
+        self.now = 0.0
+        self.calls = 0
+        self.durations = durations
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def call(self) -> None:
+        self.now += self.durations(self.calls)
+        self.calls += 1
+
+
+def sampled(
+    monkeypatch: pytest.MonkeyPatch, durations: Callable[[int], float], budget: Budget
+) -> tuple[MadeUpTime, list[float]]:
+    clock = MadeUpTime(durations)
+    monkeypatch.setattr(measure, "time", clock)
+    return clock, sample(clock.call, HostClock(), budget)
+
+
+def test_sampling_ends_when_the_median_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = Budget(warmup=0.125, time_cap=100.0, min_samples=5)
+    clock, found = sampled(monkeypatch, lambda call: 1 / 128, budget)
+    assert found == [1 / 128] * 5
+    assert clock.calls == 16 + 5  # the warm-up is not counted
+
+
+def test_noise_is_sampled_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = Budget(warmup=0.0, time_cap=100.0, min_samples=5)
+    _, found = sampled(monkeypatch, lambda call: 0.01 * (1 + 0.1 * (call % 3)), budget)
+    assert len(found) > 50
+    assert relative_error(found) <= effort.RELATIVE_ERROR
+
+
+def test_the_time_cap_ends_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = Budget(warmup=0.0, time_cap=0.2, min_samples=5)
+    _, found = sampled(monkeypatch, lambda call: 0.01 * (1 + call % 3), budget)
+    assert 0.2 <= sum(found) <= 0.25
+    _, slow = sampled(monkeypatch, lambda call: 5.0, budget)
+    assert slow == [5.0]
+
+
+def test_short_calls_are_timed_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = Budget(warmup=0.0, time_cap=1.0, min_samples=5)
+    clock, found = sampled(monkeypatch, lambda call: 1e-5, budget)
+    assert found == pytest.approx([1e-5] * 5)
+    assert clock.calls >= 5 * effort.MIN_SAMPLE_SECONDS / 1e-5
+
+
+def test_the_median_is_the_smallest_of_the_groups() -> None:
+    disturbed = [1.0] * 5 + [1.5] * 5 + [1.1] * 5
+    groups = in_groups(disturbed)
+    assert [len(group) for group in groups] == [5, 5, 5]
+    timing = summarize("fake.forward", CONFIG, groups)
+    assert timing.p50 == 1.0
+    assert timing.p20 <= timing.p50 <= timing.p80
+    assert timing.n == 15
+    assert timing.noisy
+    assert timing.mad == pytest.approx(0.1)
+
+
+def test_few_samples_are_one_group_and_noisy() -> None:
+    assert [list(group) for group in in_groups([1.0, 2.0])] == [[1.0, 2.0]]
+    assert summarize("fake.forward", CONFIG, [[1.0, 1.0]]).noisy
+    assert not summarize("fake.forward", CONFIG, [[1.0] * 10]).noisy
+    assert len(in_groups([1.0] * 1000)) == effort.GROUPS
+
+
+@pytest.mark.parametrize("part", [0.0, 0.2, 0.5, 0.8, 1.0])
+def test_quantiles_are_those_of_torch(part: float) -> None:
+    samples = torch.rand(17, dtype=torch.float64)
+    assert quantile(samples.tolist(), part) == pytest.approx(float(samples.quantile(part)))
+
+
+def test_relative_error_estimates_the_standard_error_of_the_median() -> None:
+    samples = torch.randn(2000, 101, dtype=torch.float64) * 0.05 + 1
+    truth = float(samples.median(dim=1).values.std())
+    estimates = [relative_error(row.tolist()) for row in samples[:200]]
+    assert sum(estimates) / len(estimates) == pytest.approx(truth, rel=0.15)
+
+
+def test_the_host_clock_waits_for_the_device() -> None:
+    waited: list[int] = []
+    clock: Clock = HostClock(lambda: waited.append(1))
+    assert clock.run(lambda: None) >= 0
+    assert waited == [1]

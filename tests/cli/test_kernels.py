@@ -1,0 +1,38 @@
+"""`faops kernels`."""
+
+from __future__ import annotations
+
+import pytest
+
+from faops import registry
+from tests.cli.conftest import Faops
+from tests.cli.support import document, refused
+
+
+def test_lists_every_registered_kernel(faops: Faops) -> None:
+    found = document(faops("kernels", "--json"))["kernels"]
+    assert [row["kernel"] for row in found] == [kernel.id for kernel in registry.kernels()]
+    assert all(row["configs"] >= 1 for row in found)
+    text = faops("kernels").stdout
+    for kernel in registry.kernels():
+        assert f"\n{kernel.id} " in text
+
+
+def test_says_what_a_device_refuses(faops: Faops, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = registry.kernels("forward")[0]
+    rejected = registry.Rejected(("needs wings", "needs wheels"))
+    monkeypatch.setattr(type(kernel), "check", lambda self, problem, device: rejected)
+    row = next(r for r in document(faops("kernels", "--json"))["kernels"] if r["kernel"] == kernel.id)
+    assert row["reasons"] == ["needs wings", "needs wheels"]
+    assert row["configs"] == 0
+    assert "needs wings" in faops("kernels", "--device", "t4").stdout
+
+
+def test_shows_backends_that_failed(faops: Faops, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._failures, "acme", "ImportError: no acme")
+    assert document(faops("kernels", "--json"))["failures"] == {"acme": "ImportError: no acme"}
+    assert "backend acme could not be loaded: ImportError: no acme" in faops("kernels").stdout
+
+
+def test_unknown_device(faops: Faops) -> None:
+    refused(faops("kernels", "--device", "z80"), "'z80'", "a100")

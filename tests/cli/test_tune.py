@@ -1,0 +1,199 @@
+"""`faops tune`: what it measures, what it reuses, what it prints and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from faops.autotune import tuner
+from faops.autotune.cache import TuningCache
+from tests.cli.conftest import Faops
+from tests.cli.support import TINY, document, python, refused
+
+OTHER = "sq=8,sk=24,h=2,d=16,dtype=float32"
+
+
+def test_first_run_measures_and_stores_and_second_reuses(faops: Faops) -> None:
+    first = document(faops("tune", "--shape", TINY, "--json"))
+    (problem,) = first["problems"]
+    assert problem["status"] == "tuned"
+    assert problem["measurements"] == first["measurements"] > 1
+    assert problem["default"]["seconds"] > 0
+    assert problem["winner"]["seconds"] <= problem["default"]["seconds"]
+    assert problem["above_noise"] == (problem["winner"] != problem["default"])
+    assert Path(problem["stored"]).is_file()
+    assert Path(problem["stored"]).is_relative_to(first["path"])
+    assert problem["key"] == TuningCache().entries()[0].key
+
+    second = document(faops("tune", "--shape", TINY, "--json"))
+    assert second["measurements"] == 0
+    assert second["problems"][0]["status"] == "warm"
+    assert second["problems"][0]["winner"] == problem["winner"]
+
+    forced = document(faops("tune", "--shape", TINY, "--force", "--json"))
+    assert forced["problems"][0]["status"] == "tuned"
+
+
+def test_text_of_a_cold_and_a_warm_run(faops: Faops) -> None:
+    cold = faops("tune", "--shape", TINY, "--shape", OTHER)
+    assert cold.exit_code == 0, cold.output
+    lines = cold.stdout.splitlines()
+    assert lines[0].startswith("[1/2] forward float32 b1 16x16 h2/2 d16 causal: ")
+    assert lines[1].startswith("[2/2] forward float32 b1 8x24 h2/2 d16: ")
+    assert "problem" in lines[3]
+    assert "speed-up" in lines[3]
+    assert "2 tuned; " in cold.stdout
+    assert f"the winners are stored in {os.environ['FAOPS_CACHE_DIR']}" in cold.stdout
+
+    warm = faops("tune", "--shape", TINY, "--shape", OTHER)
+    assert "[2/2] forward float32 b1 8x24 h2/2 d16: reused" in warm.stdout
+    assert "everything was tuned before and is reused: nothing was measured" in warm.stdout
+
+
+def test_json_leaves_stdout_to_the_document_and_progress_to_stderr(faops: Faops) -> None:
+    result = faops("tune", "--shape", TINY, "--json")
+    json.loads(result.stdout)
+    assert "[1/1]" in result.stderr
+
+
+def test_dry_run_measures_and_stores_nothing(faops: Faops) -> None:
+    plan = document(faops("tune", "--model", "smollm2-135m", "--dry-run", "--json"))
+    assert plan["dry_run"] is True
+    assert all(row["configs"] > 1 and row["seconds"] > 0 for row in plan["problems"])
+    assert {row["problem"]["heads_q"] for row in plan["problems"]} == {9}
+    text = faops("tune", "--model", "smollm2-135m", "--dry-run")
+    assert "nothing was measured" in text.stdout
+    assert TuningCache().entries() == []
+
+
+def test_dry_run_says_what_cannot_run_and_what_is_warm(faops: Faops) -> None:
+    faops("tune", "--shape", TINY)
+    result = faops("tune", "--dry-run", "--shape", TINY, "--shape", "sq=8,h=1,d=8,dtype=fp8")
+    assert result.exit_code == 0
+    assert "warm" in result.stdout
+    assert "failed" in result.stdout
+    assert "0 of 2 problems to tune" in result.stdout
+    again = faops("tune", "--dry-run", "--force", "--shape", TINY)
+    assert "1 of 1 problems to tune" in again.stdout
+
+
+def test_model_options_reach_the_problems(faops: Faops) -> None:
+    arguments = ("--batch", "2", "--dtype", "bf16", "--prompt", "64", "--context", "128", "--training", "--kv-cache")
+    plan = document(faops("tune", "--model", "smollm2-135m", *arguments, "--dry-run", "--json"))
+    problems = [row["problem"] for row in plan["problems"]]
+    assert {problem["batch"] for problem in problems} == {2}
+    assert {problem["dtype"] for problem in problems} == {"bfloat16"}
+    assert {problem["op"] for problem in problems} == {"forward", "backward", "decode"}
+    assert {problem["seqlen_k"] for problem in problems} == {64, 128}
+
+
+def test_hf_config_and_plan(faops: Faops, tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64,
+        "num_hidden_layers": 2, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plan = document(faops("tune", "--hf-config", str(tmp_path), "--dry-run", "--json"))
+    assert {row["problem"]["heads_kv"] for row in plan["problems"]} == {2}
+
+    (tmp_path / "tune.yaml").write_text(f"version: 1\nworkloads:\n  - shape: {TINY}\n")
+    plan = document(faops("tune", "--plan", str(tmp_path / "tune.yaml"), "--dry-run", "--json"))
+    assert [row["problem"]["seqlen_q"] for row in plan["problems"]] == [16]
+
+
+def test_list_models(faops: Faops) -> None:
+    names = document(faops("tune", "--list-models", "--json"))["models"]
+    assert "smollm2-135m" in names
+    assert faops("tune", "--list-models").stdout.splitlines() == names
+
+
+def test_time_budget_skips_what_does_not_fit(faops: Faops) -> None:
+    result = faops("tune", "--shape", TINY, "--shape", OTHER, "--time-budget", "0.001s", "--json")
+    statuses = [problem["status"] for problem in document(result)["problems"]]
+    assert statuses[-1] == "skipped"
+
+
+def test_a_problem_that_cannot_run_is_reported_and_the_rest_is_tuned(faops: Faops) -> None:
+    result = faops("tune", "--shape", "sq=8,h=1,d=8,dtype=fp8", "--shape", TINY)
+    assert result.exit_code == 1
+    assert "failed" in result.stdout
+    assert "1 tuned, 1 failed" in result.stdout
+    assert "Traceback" not in result.output
+
+
+def test_unwritable_cache_is_told_and_exits_with_1(
+    faops: Faops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FAOPS_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    result = faops("tune", "--shape", TINY)
+    assert result.exit_code == 1
+    assert "not stored" in result.stdout
+    assert "FAOPS_CACHE_DIR" in result.stdout
+    assert "are stored in" not in result.stdout
+    as_json = faops("tune", "--shape", TINY, "--json")
+    assert as_json.exit_code == 1
+    assert json.loads(as_json.stdout)["problems"][0]["stored"] is None
+
+
+def test_interrupt_says_that_nothing_is_lost(faops: Faops, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuner, "tune", interrupted)
+    result = faops("tune", "--shape", TINY)
+    assert result.exit_code == 130
+    assert "the problems that were finished are stored" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--model", "smollm3-135m"), ("model", "'smollm3-135m'", "did you mean", "smollm2-135m")),
+        (("--hf-config", "/nowhere/config.json"), ("/nowhere/config.json",)),
+        (("--plan", "/nowhere/tune.yaml"), ("/nowhere/tune.yaml", "cannot be read")),
+        (("--shape", "sq=16,h=2"), ("'sq=16,h=2'", "head_dim is missing")),
+        (("--shape", "sq=many,h=2,d=8"), ("sq='many'", "whole number")),
+        (("--shape", "sq=8,h=3,hk=2,d=8"), ("h=3", "not a multiple of hk=2")),
+        (("--model", "gpt2", "--dtype", "int7"), ("dtype 'int7'", "bfloat16")),
+        (("--shape", TINY, "--device", "toaster"), ("device", "'toaster'", "cpu")),
+        (("--shape", TINY, "--device", "t4"), ("device", "'t4'", "a device of this machine")),
+    ],
+)
+def test_bad_input_is_refused(faops: Faops, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    refused(faops("tune", *arguments, "--dry-run"), *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ("none was given",)),
+        (("--model", "gpt2", "--shape", TINY), ("--model and --shape",)),
+        (("--shape", TINY, "--batch", "2"), ("--batch goes with --model",)),
+        (("--plan", "x", "--kv-cache"), ("--kv-cache goes with --model",)),
+        (("--model", "gpt2", "--batch", "0"), ("--batch",)),
+        (("--shape", TINY, "--time-budget", "soon"), ("--time-budget", "'soon'", "60s")),
+        (("--shape", TINY, "--time-budget", "0s"), ("--time-budget",)),
+    ],
+)
+def test_bad_usage_is_refused(faops: Faops, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    refused(faops("tune", *arguments), *words, code=2)
+
+
+def test_broken_plan_is_refused_with_its_line(faops: Faops, tmp_path: Path) -> None:
+    plan = tmp_path / "tune.yaml"
+    plan.write_text("version: 1\nworkloads:\n  - shape: [sq=1\n")
+    refused(faops("tune", "--plan", str(plan)), f"{plan}:")
+    plan.write_text("version: 1\nworkloads:\n  - model: nonesuch\n")
+    refused(faops("tune", "--plan", str(plan)), f"{plan}:3", "nonesuch")
+
+
+def test_real_process(tmp_path: Path) -> None:
+    run = ("-m", "faops_cli", "tune", "--shape", TINY, "--json")
+    cold, warm = python(*run), python(*run)
+    assert cold.returncode == warm.returncode == 0, cold.stderr + warm.stderr
+    assert json.loads(cold.stdout)["measurements"] > 0
+    assert json.loads(warm.stdout)["measurements"] == 0
