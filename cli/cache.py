@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from faops.autotune.entry import Entry
 
 
-@click.group("cache")
+@click.group("cache", short_help="List, show and clear what tuning has found.")
 def command() -> None:
     """List, show and clear the winners that tuning has found.
 
@@ -26,7 +26,7 @@ def command() -> None:
     """
 
 
-@command.command("ls")
+@command.command("ls", short_help="List all entries.")
 @json_option
 def ls(as_json: bool) -> None:
     """List all entries: key, winner, speed-up over the default, date, and whether calls on that device use
@@ -54,7 +54,7 @@ def ls(as_json: bool) -> None:
     print_line(f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'} in {cache.root}")
 
 
-@command.command("show")
+@command.command("show", short_help="Print everything about one entry.")
 @click.argument("key")
 @json_option
 def show(key: str, as_json: bool) -> None:
@@ -76,7 +76,7 @@ def show(key: str, as_json: bool) -> None:
         _show(entry)
 
 
-@command.command("clear")
+@command.command("clear", short_help="Remove all entries or one.")
 @click.argument("key", required=False)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option

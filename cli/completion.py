@@ -14,7 +14,7 @@ INSTALL = {
 }
 
 
-@click.command("completion")
+@click.command("completion", short_help="Print the completion script of a shell.")
 @click.argument("shell", type=click.Choice(sorted(INSTALL)))
 @json_option
 def command(shell: str, as_json: bool) -> None:

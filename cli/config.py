@@ -7,7 +7,7 @@ import click
 from .output import json_option, print_json, print_pairs, print_table
 
 
-@click.command("config")
+@click.command("config", short_help="Print every setting, its value and its source.")
 @json_option
 def command(as_json: bool) -> None:
     """Print every setting with its value, its source and its environment variable.

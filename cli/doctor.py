@@ -26,7 +26,7 @@ MARKS = {
 WORDS = {"fail": "failed", "crashed": "crashed", "warn": "warning", "ok": "ok", "skipped": "skipped"}
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Check this machine and name what mends it.")
 @click.argument("names", nargs=-1, metavar="[CHECK_OR_GROUP]...")
 @click.option("--strict", is_flag=True, help="Exit with 1 on a warning too.")
 @click.option("--list-checks", is_flag=True, help="List the checks and run none.")

@@ -9,7 +9,7 @@ from .devices import profile
 from .output import json_option, print_json, print_line, print_pairs, print_table
 
 
-@click.command("explain")
+@click.command("explain", short_help="Say which kernel runs a problem, and why.")
 @click.option("--shape", required=True, metavar="S", help="The problem, such as b=1,sq=1024,sk=1024,h=32,hk=8,d=128.")
 @click.option("--device", help="A device of this machine, or a known one: t4, h200... (default: cuda, npu or cpu).")
 @click.option("--backend", default="", help="Force a backend, or a kernel by its id.")

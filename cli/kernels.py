@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from faops.registry import Kernel
 
 
-@click.command("kernels")
+@click.command("kernels", short_help="List every registered kernel.")
 @click.option("--device", help="A device of this machine, or a known one: t4, h200... (default: cuda, npu or cpu).")
 @json_option
 def command(device: str | None, as_json: bool) -> None:

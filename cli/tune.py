@@ -14,11 +14,12 @@ from .progress import reporter
 if TYPE_CHECKING:
     import torch
 
+    from faops.autotune.entry import Entry, Timing
     from faops.autotune.tuner import Result
     from faops.problem import AttentionProblem
 
 
-@click.command("tune")
+@click.command("tune", short_help="Measure kernels for a workload, remember the fastest.")
 @click.option("--model", metavar="NAME", help="Tune for a known model; see --list-models.")
 @click.option("--hf-config", metavar="PATH", help="Tune for a model by its config.json, or the folder that holds it.")
 @click.option("--shape", "shapes", multiple=True, metavar="S", help="Tune one problem; may be repeated.")
@@ -219,4 +220,12 @@ def _row(result: Result) -> tuple[str, str, str, str, str]:
     if entry.is_default:
         return str(result.problem), default, "the default", "-", "nothing faster beyond the noise"
     winner = f"{entry.kernel}\n{entry.config}\n{seconds(entry.p50)}"
-    return str(result.problem), default, winner, ratio(entry.speedup), "above the noise"
+    noisy = any(timing.noisy for timing in entry.timings if _is_compared(timing, entry))
+    verdict = "above the noise\n(noisy timings)" if noisy else "above the noise"
+    return str(result.problem), default, winner, ratio(entry.speedup), verdict
+
+
+def _is_compared(timing: Timing, entry: Entry) -> bool:
+    """Whether a timing is the winner's or the default's."""
+    pairs = ((entry.kernel, entry.config), (entry.default_kernel, entry.default_config))
+    return (timing.kernel, timing.config) in pairs

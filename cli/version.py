@@ -13,7 +13,7 @@ from .output import json_option, print_json, print_pairs
 OPTIONAL = ("numpy", "transformers", "accelerate", "gguf", "triton", "cupy-cuda12x", "cupy-cuda13x", "torch-npu")
 
 
-@click.command("version")
+@click.command("version", short_help="Print the versions of faops and what it uses.")
 @json_option
 def command(as_json: bool) -> None:
     """Print the versions of faops, Python, torch and the optional packages.

@@ -224,7 +224,8 @@ def _check_descales(q: Tensor, k: Tensor, batch: int, *descales: Tensor | None) 
 
 def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Under autocast, q, k and v in its dtype, as torch does for its own attention; float64 stays."""
-    if not isinstance(q, Tensor) or not torch.is_autocast_enabled(q.device.type):
+    # Autocast has no opinion on meta tensors, and asking it raises.
+    if not isinstance(q, Tensor) or q.is_meta or not torch.is_autocast_enabled(q.device.type):
         return q, k, v
     dtype = torch.get_autocast_dtype(q.device.type)
 

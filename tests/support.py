@@ -225,8 +225,10 @@ def largest(tensor: Tensor) -> float:
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
-def assert_accurate(what: str, actual: Tensor, exact: Tensor, unfused: Tensor, context: str) -> None:
-    """The accuracy rule for one tensor: out, lse or, named with a leading d, a gradient."""
+def assert_accurate(
+    what: str, actual: Tensor, exact: Tensor, unfused: Tensor, context: str, noise: float = 0.0
+) -> None:
+    """The accuracy rule for one tensor: out, lse or, named with a leading d, a gradient with ``noise`` of its own."""
     assert actual.shape == exact.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(exact.shape)}: {context}"
     assert not actual.isnan().any(), f"{what} has NaN: {context}"
     assert torch.equal(actual.isinf(), exact.isinf()), f"{what} is infinite elsewhere than the oracle: {context}"
@@ -237,7 +239,7 @@ def assert_accurate(what: str, actual: Tensor, exact: Tensor, unfused: Tensor, c
     if what.startswith("d"):
         compute_eps = min(eps, torch.finfo(torch.float32).eps)
         allowed = GRAD_FACTOR * unfused_error + GRAD_SLACK[actual.dtype] * eps * largest(exact)
-        allowed += CANCELLATION * compute_eps
+        allowed += CANCELLATION * compute_eps + noise
     else:
         allowed = OUT_FACTOR * unfused_error + OUT_SLACK[actual.dtype] * eps * largest(exact)
     if what == "lse":
@@ -271,5 +273,10 @@ def check(case: Case, backend: str | None = None, *, backward: bool = True) -> N
     expected = gradients(exact, exact_out, exact_lse, dout, dlse)
     unfused = gradients(plain, plain_out, plain_lse, dout, dlse)
     for name, gradient in actual.items():
-        assert gradient.dtype == inputs.leaves[name].dtype
-        assert_accurate(f"d{name}", gradient, expected[name], unfused[name], context)
+        leaf, noise = inputs.leaves[name], 0.0
+        assert gradient.dtype == leaf.dtype
+        if name == "bias" and leaf.shape[-1] == 1:
+            # Softmax ignores what is added to a whole row, so the gradient of such a bias is 0 but for sinks, masks
+            # and lse, and what remains is the rounding of out, which backward starts from, summed over rows.
+            noise = torch.finfo(case.dtype).eps * float((exact_out.detach() * dout).norm())
+        assert_accurate(f"d{name}", gradient, expected[name], unfused[name], context, noise)

@@ -222,16 +222,36 @@ def test_wrong_results_are_found(spoil: Any, dtype: str) -> None:
     dead_rows = replace(BASE, dtype=dtype, need_lse=True, seqlen_q=40, seqlen_k=24, band=Band(-1, 0))
     bench = DeviceBench(dead_rows, CPU, detect(CPU))
     bench.check(Candidate(Wrong(lambda out, lse: (out, lse)), Config()))
-    with pytest.raises(TuningError, match="is wrong|is missing"):
+    with pytest.raises(TuningError, match=r"is wrong|is missing"):
+        bench.check(Candidate(Wrong(spoil), Config()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_wrong_late_row_of_a_causal_problem_is_found(dtype: str) -> None:
+    """Late rows average many values and are small beside the first, yet are judged by their own size."""
+
+    def spoil(out: torch.Tensor, lse: None) -> tuple[torch.Tensor, None]:
+        out[:, -1] = 0
+        return out, lse
+
+    problem = replace(BASE, dtype=dtype, seqlen_q=512, seqlen_k=512, band=Band(-1, 0))
+    bench = DeviceBench(problem, CPU, detect(CPU))
+    with pytest.raises(TuningError, match="out is wrong"):
         bench.check(Candidate(Wrong(spoil), Config()))
 
 
 def test_relative_error() -> None:
-    expected = torch.tensor([1.0, -2.0, float("-inf")], dtype=torch.float64)
-    assert relative_error(expected.float(), expected) == 0
-    assert relative_error(torch.tensor([1.0, -2.5, float("-inf")]), expected) == pytest.approx(0.25)
-    assert relative_error(torch.tensor([1.0, -2.0, 0.0]), expected) == float("inf")
-    assert relative_error(torch.tensor([1.0, float("nan"), float("-inf")]), expected) == float("inf")
-    assert relative_error(torch.zeros(2), expected) == float("inf")
+    infinity = float("inf")
+    expected = torch.tensor([[1.0, -2.0, -infinity], [0.1, 0.2, 0.0]], dtype=torch.float64)
+
+    def error(*first_row: float) -> float:
+        return relative_error(torch.tensor([first_row, (0.1, 0.2, 0.0)]), expected)
+
+    assert error(1.0, -2.0, -infinity) == pytest.approx(0, abs=1e-7)
+    assert error(1.0, -2.5, -infinity) == pytest.approx(0.25)
+    assert error(1.0, -2.0, 0.0) == error(1.0, float("nan"), -infinity) == infinity
+    small = torch.tensor([[1.0, -2.0, -infinity], [0.1, 0.25, 0.0]])
+    assert relative_error(small, expected) == pytest.approx(0.25)  # of its own row
+    assert relative_error(torch.zeros(2), expected) == infinity
     assert relative_error(torch.zeros(0), torch.zeros(0)) == 0
     assert set(effort.TOLERANCE) >= {"float64", "float32", "float16", "bfloat16"}

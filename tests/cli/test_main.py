@@ -55,6 +55,7 @@ def test_help_lists_every_command(faops: Faops) -> None:
     text = faops("--help").stdout
     for name in COMMANDS:
         assert f"\n  {name} " in text
+    assert "..." not in text.split("Commands:")[1]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["version"], ["tune", "--help"], ["completion", "bash"]])

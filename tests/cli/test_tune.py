@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,21 @@ def test_real_process(tmp_path: Path) -> None:
     assert cold.returncode == warm.returncode == 0, cold.stderr + warm.stderr
     assert json.loads(cold.stdout)["measurements"] > 0
     assert json.loads(warm.stdout)["measurements"] == 0
+
+
+def test_verdicts_of_the_table(faops: Faops, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default that stays, a winner, and a winner among noisy timings, made from one real entry."""
+    faops("tune", "--shape", TINY)
+    (entry,) = TuningCache().entries()
+    timing = entry.timings[0]
+    kept = replace(entry, kernel=entry.default_kernel, config=entry.default_config)
+    winner = replace(entry, kernel="acme.fast", speedup=1.5, timings=(replace(timing, noisy=False),))
+    noisy = replace(winner, timings=(replace(timing, kernel="acme.fast", config=winner.config, noisy=True),))
+    results = [tuner.Result(entry.attention_problem(), "tuned", 3, made, "") for made in (kept, winner, noisy)]
+    monkeypatch.setattr(tuner, "tune", lambda *_, **__: results)
+    text = faops("tune", "--shape", TINY).stdout
+    assert text.count("nothing faster beyond the noise") == 1
+    assert text.count("above the noise") == 2
+    assert text.count("(noisy timings)") == 1
+    assert text.count("1.50x") == 2
+    assert "3 tuned; 9 measurements" in text

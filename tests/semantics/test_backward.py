@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import faops
 from tests.support import DTYPES, FEATURES, Case, check, gradients, make_case, make_inputs, run_faops
@@ -215,8 +216,6 @@ def test_no_grad_and_inference_mode() -> None:
 
 
 def test_activation_checkpointing_redraws_the_same_dropout() -> None:
-    from torch.utils.checkpoint import checkpoint
-
     q, k, v = (torch.randn(1, 20, 2, 8).requires_grad_() for _ in range(3))
     weights = torch.randn(1, 20, 2, 8)
 
