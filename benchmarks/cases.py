@@ -1,4 +1,4 @@
-"""The cases of the CPU benchmark: which feature, how many tokens, which head dim and dtype, with their random inputs."""
+"""The cases of the CPU benchmark: features, numbers of tokens, head dims and dtypes, with their random inputs."""
 
 from __future__ import annotations
 

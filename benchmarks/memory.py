@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 TIMEOUT_SECONDS = 300.0
 RESET_PEAK = "5"  # proc(5): writing 5 to clear_refs resets the peak resident set size
@@ -23,7 +23,7 @@ RESET_PEAK = "5"  # proc(5): writing 5 to clear_refs resets the peak resident se
 # Imported once by the process that the measuring processes are forked from. None of them starts a thread.
 PRELOADED = ["torch", "faops", "benchmarks.peers"]
 
-Measured = dict[str, int]  # what was called -> bytes
+Result = TypeVar("Result")
 
 
 def peak_of(call: Callable[[], Any]) -> int:
@@ -39,33 +39,40 @@ def peak_of(call: Callable[[], Any]) -> int:
     return max(0, peak - before)
 
 
-def in_child(measure: Callable[..., Measured], *arguments: Any) -> Measured | str:
-    """What ``measure`` returns when called in a fresh process, or why it returned nothing."""
+class ChildError(Exception):
+    """Why a child process has no result."""
+
+
+def in_child(function: Callable[..., Result], *arguments: Any) -> Result:
+    """What ``function`` returns when called in a fresh process. Raises ChildError when it raises, dies or hangs."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_report, args=(sender, measure, arguments), daemon=True)
+    child = context.Process(target=_report, args=(sender, function, arguments), daemon=True)
     child.start()
     sender.close()
     try:
         if not receiver.poll(TIMEOUT_SECONDS):
-            return f"no answer within {TIMEOUT_SECONDS:g} s"
-        answer: Measured | str = receiver.recv()
-        return answer
+            raise ChildError(f"no answer within {TIMEOUT_SECONDS:g} s")
+        result, failure = receiver.recv()
     except EOFError:
         child.join()
-        return f"the process ended with exit code {child.exitcode}"
+        raise ChildError(f"the process ended with exit code {child.exitcode}") from None
     finally:
         child.kill()
         child.join()
         receiver.close()
+    if failure:
+        raise ChildError(failure)
+    return result  # type: ignore[no-any-return]
 
 
-def _report(sender: Connection, measure: Callable[..., Measured], arguments: tuple[Any, ...]) -> None:
+def _report(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
-        sender.send(measure(*arguments))
-    except Exception as error:  # told to the parent, which writes it into the result
-        sender.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+        answer = function(*arguments), ""
+    except Exception as error:
+        answer = None, "; ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+    sender.send(answer)
 
 
 def _status(field: str) -> int:

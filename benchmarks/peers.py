@@ -17,7 +17,7 @@ from torch import Tensor
 import faops
 from benchmarks.cases import WINDOW, Case, Inputs, alibi_slopes, lengths, make_inputs, offsets, sequence_of
 from benchmarks.harness import Candidate, Phases
-from benchmarks.memory import Measured, peak_of
+from benchmarks.memory import ChildError, in_child, peak_of
 
 WARM_TOKENS = 512  # long enough that no feature disappears, short enough to cost nothing
 
@@ -158,7 +158,7 @@ class Flex:
             mask = _mask_mod(case)
             options["block_mask"] = create_block_mask(mask, None, None, case.tokens, case.tokens, device="cpu")
         if case.kind.alibi:
-            options["score_mod"] = _alibi_score
+            options["score_mod"] = _alibi_score(alibi_slopes())
         return options
 
     def build(self, case: Case) -> None:
@@ -171,11 +171,14 @@ class Flex:
 
 @functools.cache
 def compiled_flex() -> Callable[..., Any]:
-    """flex_attention compiled once for all lengths; dtype, head dim and masks make further variants."""
+    """flex_attention compiled once for all lengths; dtype, head dim and masks make further variants.
+
+    ``fullgraph``: what cannot be compiled must fail, and not run uncompiled, many times as slow.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
     torch._dynamo.config.recompile_limit = 64  # type: ignore[attr-defined]
-    return torch.compile(flex_attention, dynamic=True)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 def _mask_mod(case: Case) -> Callable[..., Tensor]:
@@ -199,8 +202,11 @@ def _in_window(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
     return (i >= j) & (i - j <= WINDOW)
 
 
-def _alibi_score(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    return score - alibi_slopes()[h] * (i - j)
+def _alibi_score(slopes: Tensor) -> Callable[..., Tensor]:
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return score - slopes[h] * (i - j)
+
+    return score_mod
 
 
 PEERS: dict[str, Peer] = {peer.name: peer for peer in (Faops(), Sdpa(), SdpaSplit(), Flex())}
@@ -208,41 +214,44 @@ PEERS: dict[str, Peer] = {peer.name: peer for peer in (Faops(), Sdpa(), SdpaSpli
 
 @functools.cache
 def no_backward(name: str) -> str:
-    """Why a peer has no gradients, in its own words; "" where it has them."""
-    case = Case("causal", WARM_TOKENS, 64, "float32")
-    peer = PEERS[name]
+    """Why a peer has no gradients; "" where it has them. Tried in a process of its own, because a compilation that
+    fails changes what later ones do."""
     try:
-        _gradients(peer, case, peer.prepare(case), make_inputs(case))
-    except NotImplementedError as error:
-        return str(error).strip().splitlines()[0]
+        in_child(_try_gradients, name)
+    except ChildError as reason:
+        return str(reason)
     return ""
 
 
-def _gradients(peer: Peer, case: Case, prepared: Any, inputs: Inputs) -> tuple[Tensor, ...]:
+def _try_gradients(name: str) -> None:
+    results(name, Case("causal", WARM_TOKENS, 64, "float32"), gradients=True)
+
+
+def results(name: str, case: Case, gradients: bool) -> tuple[Tensor, ...]:
+    """(out,) of a peer, or (out, dq, dk, dv)."""
+    peer, inputs = PEERS[name], make_inputs(case)
+    prepared = peer.prepare(case)
+    built = peer.build(case)
+    if gradients:
+        return _with_gradients(peer, case, prepared, built, inputs)
+    with torch.no_grad():
+        return (peer.attend(case, prepared, built, inputs.q, inputs.k, inputs.v),)
+
+
+def _with_gradients(peer: Peer, case: Case, prepared: Any, built: Any, inputs: Inputs) -> tuple[Tensor, ...]:
     leaves = inputs.leaves()
-    out = peer.attend(case, prepared, peer.build(case), *leaves)
+    out = peer.attend(case, prepared, built, *leaves)
     return out, *torch.autograd.grad(out, leaves, inputs.dout)
 
 
-def results(name: str, case: Case) -> tuple[Tensor, ...]:
-    """(out, dq, dk, dv), or (out,) of a peer without gradients."""
-    peer, inputs = PEERS[name], make_inputs(case)
-    prepared = peer.prepare(case)
-    if not no_backward(name):
-        return _gradients(peer, case, prepared, inputs)
-    with torch.no_grad():
-        return (peer.attend(case, prepared, peer.build(case), inputs.q, inputs.k, inputs.v),)
-
-
-def candidate(name: str, case: Case, inputs: Inputs, backward: bool) -> Candidate:
+def candidate(name: str, case: Case, inputs: Inputs, gradients: bool) -> Candidate:
     """One round of a peer.
 
-    Phases: "build" makes the mask; "forward" computes without gradients; with ``backward``, "forward_grad" is a
-    forward that keeps what its gradients need, and "backward" the gradients of q, k and v.
+    Phases: "build" makes the mask; "forward" computes without gradients; with ``gradients``, "forward_grad" is a
+    forward that keeps what its gradients need, and "backward" makes those of q, k and v.
     """
     peer = PEERS[name]
     prepared = peer.prepare(case)
-    backward = backward and not no_backward(name)
     clock = time.perf_counter
 
     def run() -> Phases:
@@ -252,7 +261,7 @@ def candidate(name: str, case: Case, inputs: Inputs, backward: bool) -> Candidat
         with torch.no_grad():
             out = peer.attend(case, prepared, built, inputs.q, inputs.k, inputs.v)
         phases = {"build": ready - start, "forward": clock() - ready}
-        if backward:
+        if gradients:
             del out  # as a caller would; the next result reuses its memory
             leaves = inputs.leaves()
             start = clock()
@@ -265,13 +274,13 @@ def candidate(name: str, case: Case, inputs: Inputs, backward: bool) -> Candidat
     return run
 
 
-def measure_memory(name: str, case: Case, backward: bool, threads: int) -> Measured:
-    """Peak memory of one call of a peer, its mask included: "forward" and, with ``backward``, "forward_backward".
+def measure_memory(name: str, case: Case, gradients: bool, threads: int) -> dict[str, int]:
+    """Peak bytes of one call of a peer, its mask included: "forward" and, with ``gradients``, "forward_backward".
 
     Meant to be run by :func:`benchmarks.memory.in_child`.
     """
     torch.set_num_threads(threads)
-    results(name, case.with_tokens(WARM_TOKENS))  # compiles, and starts threads
+    results(name, case.with_tokens(WARM_TOKENS), gradients)  # compiles, and starts threads
     peer, inputs = PEERS[name], make_inputs(case)
     prepared = peer.prepare(case)
 
@@ -280,6 +289,6 @@ def measure_memory(name: str, case: Case, backward: bool, threads: int) -> Measu
             return peer.attend(case, prepared, peer.build(case), inputs.q, inputs.k, inputs.v)
 
     found = {"forward": peak_of(forward)}
-    if backward and not no_backward(name):
-        found["forward_backward"] = peak_of(lambda: _gradients(peer, case, prepared, inputs))
+    if gradients:
+        found["forward_backward"] = peak_of(lambda: _with_gradients(peer, case, prepared, peer.build(case), inputs))
     return found

@@ -87,17 +87,19 @@ def attention_with_kvcache(
     bias, mask = validate.check_score_features(q, sizes, alibi_slopes, bias, mask, sinks)
     descales = {"q_descale": q_descale, "k_descale": k_descale, "v_descale": v_descale}
     validate.check_descales(q, k_cache.shape[2], q.shape[0], descales)
-    wants_gradient = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (q, k_cache, v_cache, k, v, bias, sinks)
-    )
+    learnable = [
+        tensor
+        for tensor in (q, k_cache, v_cache, k, v, bias, sinks)
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+    ]
     with torch.no_grad():
         out, lse = ops.attention_with_kvcache(
             q, k_cache, v_cache, k, v, lengths, cache_batch_idx, cache_leftpad, block_table, rotary_cos, rotary_sin,
             alibi_slopes, bias, mask, sinks, left, right, scale, float(softcap), rotary_interleaved, num_splits,
             return_lse, backend or "", q_descale, k_descale, v_descale,
         )  # fmt: skip
-    if wants_gradient:
-        out = _NoGradient.apply(out, q)  # type: ignore[no-untyped-call]
+    if learnable:
+        out = _NoGradient.apply(out, *learnable)  # type: ignore[no-untyped-call]
     if layout == "bhsd":
         out = out.transpose(1, 2)
     return (out, lse) if return_lse else out
@@ -107,7 +109,7 @@ class _NoGradient(torch.autograd.Function):
     """Passes ``out`` on and refuses to go backward, so that a missing gradient is never silent."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, q: Tensor) -> Tensor:
+    def forward(ctx: Any, out: Tensor, *learnable: Tensor) -> Tensor:
         return out.view_as(out)
 
     @staticmethod

@@ -16,6 +16,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from faops.device import DeviceProfile
@@ -120,8 +121,16 @@ class Kernel(ABC):
         """Run on real tensors. Inputs and results depend on the op; see :mod:`faops.inputs`."""
 
     def source_hash(self) -> str:
-        """Hash of the code whose speed the tuner measured; an entry made for other code is not served."""
-        return hashlib.sha256(inspect.getsource(inspect.getmodule(type(self)) or type(self)).encode()).hexdigest()[:12]
+        """Hash of the code whose speed the tuner measured; an entry made for other code is not served.
+
+        That code is the kernel's module and its neighbours in the same package, or the module alone at top level.
+        """
+        module = Path(inspect.getfile(type(self)))
+        inside_package = "." in type(self).__module__
+        digest = hashlib.sha256()
+        for source in sorted(module.parent.glob("*.py")) if inside_package else [module]:
+            digest.update(source.name.encode() + source.read_bytes())
+        return digest.hexdigest()[:12]
 
     def matches(self, backend: str) -> bool:
         """Whether a forced ``backend`` means this kernel: its backend, id, or the id's family ("torch.blockwise")."""

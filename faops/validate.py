@@ -162,20 +162,21 @@ def band_sides(causal: object, window: object) -> tuple[int, int]:
 
 def check_numbers(scale: float | None, softcap: float, dropout_p: float, head_dim: int) -> float:
     """The scale that applies: the one given, or head_dim ** -0.5."""
-    if not _is_number(softcap) or not (softcap >= 0.0 and math.isfinite(softcap)):
+    # Comparisons and not isfinite(), which torch.compile cannot trace for a number that changes between calls.
+    if not _is_number(softcap) or not 0.0 <= softcap < math.inf:
         raise ArgumentError("softcap", repr(softcap), "a finite number of 0 (off) or more")
     if not _is_number(dropout_p) or not 0.0 <= dropout_p < 1.0:
         raise ArgumentError("dropout_p", repr(dropout_p), "a probability in [0, 1)")
     if scale is None:
         default: float = float(head_dim) ** -0.5
         return default
-    if not _is_number(scale) or not math.isfinite(scale):
+    if not _is_number(scale) or not -math.inf < scale < math.inf:
         raise ArgumentError("scale", repr(scale), "a finite number or None")
     return float(scale)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float | torch.SymFloat | torch.SymInt) and not isinstance(value, bool)
 
 
 def check_score_features(

@@ -10,13 +10,16 @@ import os
 import random
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from faops import dispatch, registry
+from faops.device import DeviceProfile
+from faops.problem import AttentionProblem
 from faops.registry import Config
 
 # Set before pytest-xdist starts its workers, which inherit it.
@@ -64,27 +67,26 @@ def private_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """New memory holds NaN (or the largest integer) instead of zeros, so that an output left unwritten shows."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
+    mode, fill = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = True
     assert torch.empty(64).isnan().all()
     yield
-    torch.use_deterministic_algorithms(before[0])
-    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+    torch.set_deterministic_debug_mode(mode)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the blockwise kernels of the torch backend cut even small problems into many tiles."""
-    tiny = {"block_q": 16, "block_k": 32, "block_h": 2}
     kernels = [kernel for kernel in registry.kernels() if kernel.id.startswith("torch.blockwise")]
     assert kernels
     for kernel in kernels:
-        usual = kernel.default_config
-
-        def small(problem: object, device: object, usual=usual) -> Config:  # type: ignore[no-untyped-def]
-            config = usual(problem, device)
-            return Config({**config, **{name: size for name, size in tiny.items() if name in config}})
-
-        monkeypatch.setattr(kernel, "default_config", small)
+        monkeypatch.setattr(kernel, "default_config", partial(_shrunk, kernel.default_config))
     dispatch.forget()
+
+
+def _shrunk(usual: Callable[..., Config], problem: AttentionProblem, device: DeviceProfile) -> Config:
+    config = usual(problem, device)
+    tiny = {"block_q": 16, "block_k": 32, "block_h": 2}
+    return Config({**config, **{name: size for name, size in tiny.items() if name in config}})

@@ -111,9 +111,11 @@ def warm_up(call: Call, clock: Clock, seconds: float) -> float:
 def sample(call: Call, clock: Clock, budget: Budget) -> list[float]:
     """Samples of ``call`` in seconds: until the median is known to RELATIVE_ERROR, or the budget is spent.
 
-    A call that takes longer than the whole budget is sampled once.
+    A call that takes longer than the whole budget is timed once, without a warm-up, which could not change much.
     """
     estimate = warm_up(call, clock, budget.warmup)
+    if estimate >= max(budget.warmup, budget.time_cap):
+        return [estimate]
     found: list[float] = []
     deadline = time.perf_counter() + budget.time_cap
     while len(found) < budget.max_samples:

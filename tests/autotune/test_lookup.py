@@ -129,6 +129,22 @@ def test_new_winners_change_the_stamp_and_are_found(cache: TuningCache, kernel: 
     assert len(set(seen)) == len(seen)
 
 
+def test_a_write_within_the_resolution_of_the_directorys_time_is_noticed(
+    cache: TuningCache, kernel: FakeKernel
+) -> None:
+    """A file system may give two writes in quick succession the same time stamp."""
+    now = time.time()
+    seen = []
+    for block in (1, 2):
+        cache.store(H200, make_entry(H200, config=Config(block=block)))
+        os.utime(cache.directory(H200) / "entries", (now, now))
+        seen.append(stamp())
+        winner = lookup(PROBLEM, H200, [kernel])
+        assert winner is not None
+        assert winner.config == Config(block=block)
+    assert seen[0] != seen[1]
+
+
 def settle(cache: TuningCache) -> None:
     """Make the directory look as if it was written long ago."""
     long_ago = time.time() - 100

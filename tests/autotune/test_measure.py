@@ -9,7 +9,7 @@ import torch
 
 from faops.autotune import effort, measure
 from faops.autotune.effort import Budget
-from faops.autotune.measure import Clock, HostClock, in_groups, quantile, relative_error, sample, summarize
+from faops.autotune.measure import Clock, EventClock, HostClock, in_groups, quantile, relative_error, sample, summarize
 from faops.registry import Config
 
 CONFIG = Config(block=1)
@@ -57,8 +57,12 @@ def test_the_time_cap_ends_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     budget = Budget(warmup=0.0, time_cap=0.2, min_samples=5)
     _, found = sampled(monkeypatch, lambda call: 0.01 * (1 + call % 3), budget)
     assert 0.2 <= sum(found) <= 0.25
-    _, slow = sampled(monkeypatch, lambda call: 5.0, budget)
-    assert slow == [5.0]
+
+
+def test_a_call_longer_than_the_budget_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, found = sampled(monkeypatch, lambda call: 5.0, Budget(warmup=0.0, time_cap=0.2, min_samples=5))
+    assert found == [5.0]
+    assert clock.calls == 1
 
 
 def test_short_calls_are_timed_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +109,47 @@ def test_the_host_clock_waits_for_the_device() -> None:
     clock: Clock = HostClock(lambda: waited.append(1))
     assert clock.run(lambda: None) >= 0
     assert waited == [1]
+
+
+class FakeDevice:
+    """Stands for a device module such as ``torch.cuda``: its queue notes what is done, one millisecond each."""
+
+    def __init__(self) -> None:
+        self.queue: list[str] = []
+
+    def synchronize(self) -> None:
+        self.queue.append("synchronize")
+
+    def Event(self, enable_timing: bool) -> FakeEvent:  # noqa: N802 (the name torch gives it)
+        assert enable_timing
+        return FakeEvent(self)
+
+
+class FakeEvent:
+    def __init__(self, device: FakeDevice) -> None:
+        self.device = device
+
+    def record(self) -> None:
+        self.device.queue.append("event")
+        self.place = len(self.device.queue)
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return float(end.place - self.place - 1)  # milliseconds
+
+
+def test_the_event_clock_times_each_call_alone_with_a_cold_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeDevice()
+    monkeypatch.setattr(torch, "get_device_module", lambda where: device)
+    clock = EventClock(torch.device("cpu"), l2_bytes=1000)
+    assert clock.flush.numel() == 2000
+    monkeypatch.setattr(type(clock.flush), "zero_", lambda tensor: device.queue.append("flush"))
+
+    def call() -> None:
+        device.queue += ["first half", "second half"]
+
+    assert clock.samples(call, 1.0) == [0.002] * effort.EVENT_BATCH
+    once = ["flush", "event", "first half", "second half", "event"]
+    assert device.queue == once * effort.EVENT_BATCH + ["synchronize"]
+    device.queue.clear()
+    assert clock.run(call) >= 0
+    assert device.queue == ["synchronize", "first half", "second half", "synchronize"]

@@ -8,7 +8,12 @@ def register_kernels() -> None:
     from faops.backends.torch.blockwise import BlockwiseBackward, BlockwiseForward
     from faops.backends.torch.decode import BlockwiseDecode
     from faops.backends.torch.sdpa import SdpaBackward, SdpaForward
+    from faops.backends.torch.sdpa_varlen import SdpaVarlenBackward, SdpaVarlenForward
     from faops.registry import register
 
-    for kernel in (SdpaForward(), SdpaBackward(), BlockwiseForward(), BlockwiseBackward(), BlockwiseDecode()):
-        register(kernel)
+    kinds = (
+        SdpaForward, SdpaBackward, SdpaVarlenForward, SdpaVarlenBackward,
+        BlockwiseForward, BlockwiseBackward, BlockwiseDecode,
+    )  # fmt: skip
+    for kind in kinds:
+        register(kind())

@@ -81,7 +81,7 @@ class BlockwiseForward(Blockwise):
                 attend(q, k, v, features, config, out, lse)
                 return out, lse
             if q.shape[0] > 0:
-                _clear_padding(inputs.cu_seqlens_q, out, lse)
+                clear_padding(inputs.cu_seqlens_q, out, lse)
             for index, rows, keys in sequences(inputs.cu_seqlens_q, inputs.cu_seqlens_k):
                 part = features.segment(index, rows.stop - rows.start, keys.stop - keys.start)
                 row_lse = None if lse is None else lse[None, :, rows]
@@ -113,9 +113,9 @@ class BlockwiseBackward(Blockwise):
                 gradients = Gradients(dq, dk, dv, dbias, dsinks)
                 attend_backward(inputs.dout, inputs.dlse, q, k, v, inputs.out, inputs.lse, features, config, gradients)
             else:
-                _clear_padding(forward.cu_seqlens_q, dq, None)
+                clear_padding(forward.cu_seqlens_q, dq, None)
                 for gradient in (dk, dv):
-                    _clear_padding(forward.cu_seqlens_k, gradient, None)
+                    clear_padding(forward.cu_seqlens_k, gradient, None)
                 for index, rows, keys in sequences(forward.cu_seqlens_q, forward.cu_seqlens_k):
                     part = features.segment(index, rows.stop - rows.start, keys.stop - keys.start)
                     own_dbias = None if dbias is None else features_slice(dbias, index, part.bias)
@@ -161,7 +161,7 @@ def sequences(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> Iterator[tuple[int,
         yield index, slice(starts_q[index], starts_q[index + 1]), slice(starts_k[index], starts_k[index + 1])
 
 
-def _clear_padding(cu_seqlens: Tensor, values: Tensor, lse: Tensor | None) -> None:
+def clear_padding(cu_seqlens: Tensor, values: Tensor, lse: Tensor | None) -> None:
     """Define what lies behind the last sequence: zero, and -inf for lse."""
     end = int(cu_seqlens[-1])
     values[end:].zero_()

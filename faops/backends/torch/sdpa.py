@@ -1,7 +1,7 @@
 """PyTorch's own scaled_dot_product_attention, used exactly where its semantics are those of faops.
 
 What differs there and is therefore refused: causal is aligned top-left (equal only for M = N), there is no window,
-softcap, ALiBi, sink or varlen, dropout is not counter-based, and a bias would have to be materialised. Only the CPU
+softcap, ALiBi or sink, dropout is not counter-based, and a bias would have to be materialised. Only the CPU
 kernel gives lse back, so it alone serves training; elsewhere SDPA serves inference.
 """
 
@@ -50,8 +50,34 @@ def shared_reasons(problem: AttentionProblem, device: DeviceProfile) -> Iterator
     yield from (f"SDPA has no {name}" for name, used in unsupported.items() if used)
 
 
+def cpu_reasons(device: DeviceProfile) -> Iterator[str]:
+    """Why SDPA's kernels with lse, forward and backward, cannot be used."""
+    if device.torch_type != "cpu":
+        yield f"SDPA neither returns nor takes lse on {device.torch_type}"
+    else:
+        names = (CPU_FORWARD, CPU_BACKWARD)
+        yield from (f"this torch has no aten::{name}" for name in names if not hasattr(torch.ops.aten, name))
+
+
+def cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """SDPA's CPU kernel on (B, M, H, D) tensors: out like q and lse (B, H, M), any strides."""
+    kernel = getattr(torch.ops.aten, CPU_FORWARD).default
+    out, lse = kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), 0.0, causal, scale=scale)
+    return out.transpose(1, 2), lse
+
+
+def cpu_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The backward of :func:`cpu_forward`: dq, dk, dv, with out and lse of any forward."""
+    kernel = getattr(torch.ops.aten, CPU_BACKWARD).default
+    swapped = (tensor.transpose(1, 2) for tensor in (dout, q, k, v, out))
+    dq, dk, dv = kernel(*swapped, lse, 0.0, causal, scale=scale)
+    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
+
+
 class Sdpa(Kernel):
-    """What the two SDPA kernels share: the thread count is all there is to tune."""
+    """What the SDPA kernels share: the thread count is all there is to tune."""
 
     backend = "torch"
     priority = 20
@@ -81,26 +107,23 @@ class SdpaForward(Sdpa):
                 yield "SDPA reports lse 0 instead of -inf for rows that the mask leaves without a key"
             if not problem.band.full:
                 yield "SDPA takes either a mask or causal"
-        if device.torch_type == "cpu":
-            if problem.need_lse and not hasattr(torch.ops.aten, CPU_FORWARD):
-                yield f"this torch has no aten::{CPU_FORWARD}, so lse is not available"
-            return
         if problem.need_lse:
-            yield f"SDPA does not return lse on {device.torch_type}"
+            yield from cpu_reasons(device)
+        if device.torch_type == "cpu":
+            return
         if problem.dtype not in ("float16", "bfloat16", "float32"):
             yield f"SDPA has no fused kernel for {problem.dtype} on {device.torch_type}"
         if problem.group > 1 and (device.torch_type != "cuda" or problem.dtype == "float32"):
             yield f"SDPA expands K and V for GQA in {problem.dtype} on {device.torch_type}"
 
     def launch(self, inputs: AttentionInputs, config: Config) -> tuple[Tensor, Tensor | None]:
-        causal = _is_causal(inputs)
+        causal = is_causal(inputs)
         group = inputs.q.shape[2] // inputs.k.shape[2]
         k, v = inputs.k.transpose(1, 2), inputs.v.transpose(1, 2)
         with cpu_threads(config.integer("threads")):
             if inputs.need_lse:
-                forward = getattr(torch.ops.aten, CPU_FORWARD).default
-                out, lse = forward(inputs.q.transpose(1, 2), k, v, 0.0, causal, scale=inputs.scale)
-                return out.transpose(1, 2), lse.contiguous()
+                out, lse = cpu_forward(inputs.q, inputs.k, inputs.v, causal, inputs.scale)
+                return out, lse.contiguous()
             if group == 1:
                 q = inputs.q.transpose(1, 2)
                 out = F.scaled_dot_product_attention(q, k, v, inputs.mask, 0.0, causal, scale=inputs.scale)
@@ -128,10 +151,7 @@ class SdpaBackward(Sdpa):
 
     def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
         yield from shared_reasons(problem, device)
-        if device.torch_type != "cpu":
-            yield f"SDPA's backward on {device.torch_type} does not take the lse of another kernel"
-        elif not hasattr(torch.ops.aten, CPU_BACKWARD):
-            yield f"this torch has no aten::{CPU_BACKWARD}"
+        yield from cpu_reasons(device)
         if problem.mask:
             yield "SDPA's backward gives NaN where the mask leaves a row without a key"
         if problem.lse_grad:
@@ -139,15 +159,13 @@ class SdpaBackward(Sdpa):
 
     def launch(self, inputs: BackwardInputs, config: Config) -> tuple[Tensor, Tensor, Tensor, None, None]:
         forward = inputs.forward
-        causal = _is_causal(forward)
-        tensors = (inputs.dout, forward.q, forward.k, forward.v, inputs.out)
-        dout, q, k, v, out = (tensor.transpose(1, 2) for tensor in tensors)
-        backward = getattr(torch.ops.aten, CPU_BACKWARD).default
         with cpu_threads(config.integer("threads")):
-            dq, dk, dv = backward(dout, q, k, v, out, inputs.lse, 0.0, causal, scale=forward.scale)
-        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None
+            dq, dk, dv = cpu_backward(
+                inputs.dout, forward.q, forward.k, forward.v, inputs.out, inputs.lse, is_causal(forward), forward.scale
+            )
+        return dq, dk, dv, None, None
 
 
-def _is_causal(inputs: AttentionInputs) -> bool:
+def is_causal(inputs: AttentionInputs) -> bool:
     """Whether SDPA must be told causal: the band of an accepted problem is full or square causal."""
     return 0 <= inputs.window_right < inputs.max_seqlen_q - 1
