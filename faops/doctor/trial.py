@@ -7,6 +7,7 @@ plus a few units in the last place, for where that error happens to be tiny.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from faops import reference
 from faops.autotune.synthetic import inputs_for
 from faops.device import DeviceProfile, detect
 from faops.inputs import AttentionInputs, BackwardInputs, DecodeInputs
-from faops.problem import AttentionProblem, Band, Op
+from faops.problem import AttentionProblem, Band, Layout, Op
 from faops.registry import Config, Kernel
 
 BATCH, HEADS_Q, HEADS_KV, HEAD_DIM = 2, 4, 2, 64
@@ -40,6 +41,7 @@ def problems(op: Op, device: DeviceProfile) -> list[AttentionProblem]:
     dtypes = ("float32",) if device.family == "cpu" else ("float16", "float32")
     bands = (Band(), Band(right=0)) if op == "decode" else (Band(right=0), Band())
     lengths = ((1, 48),) if op == "decode" else ((24, 40), (32, 32))
+    layouts: tuple[Layout, ...] = ("dense",) if op == "decode" else ("dense", "varlen")
     return [
         AttentionProblem(
             op=op,
@@ -51,11 +53,13 @@ def problems(op: Op, device: DeviceProfile) -> list[AttentionProblem]:
             heads_kv=HEADS_KV,
             head_dim=HEAD_DIM,
             head_dim_v=HEAD_DIM,
+            layout=layout,
             band=band.simplify(rows, keys),
             need_lse=need_lse or op == "backward",
             append=op == "decode",
         )
         for dtype in dtypes
+        for layout in layouts
         for band in bands
         for rows, keys in lengths
         for need_lse in (True, False)
@@ -91,8 +95,14 @@ def _forward(kernel: Kernel, config: Config, inputs: AttentionInputs) -> Results
 
 
 def _attention(inputs: AttentionInputs, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    window = (inputs.window_left, inputs.window_right)
-    return reference.attention(inputs.q, inputs.k, inputs.v, window=window, scale=inputs.scale, dtype=dtype)
+    options: dict[str, Any] = {
+        "window": (inputs.window_left, inputs.window_right),
+        "scale": inputs.scale,
+        "dtype": dtype,
+    }
+    if inputs.cu_seqlens_q is None or inputs.cu_seqlens_k is None:
+        return reference.attention(inputs.q, inputs.k, inputs.v, **options)
+    return reference.attention_varlen(inputs.q, inputs.k, inputs.v, inputs.cu_seqlens_q, inputs.cu_seqlens_k, **options)
 
 
 def _backward(kernel: Kernel, config: Config, inputs: BackwardInputs) -> Results:

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra: transformers)")
+VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 VOCABULARY, WINDOW = 64, 6
 # Large weights make the scores spread, so that a wrong mask, window or scale shows in the logits.
 SPREAD = 0.4
+# Two layers with such weights amplify a rounding of 1e-7 some hundred times; a wrong mask is off by 0.1 and more.
+ROUNDING = 1e-4
 
 COMMON = {
     "vocab_size": VOCABULARY,
@@ -30,6 +33,12 @@ COMMON = {
     "eos_token_id": 2,
 }
 ALTERNATING = ["sliding_attention", "full_attention"]
+
+
+def since(*version: int) -> pytest.MarkDecorator:
+    """Skips a test of what transformers can do since ``version``."""
+    reason = f"transformers {transformers.__version__} is older than {'.'.join(map(str, version))}"
+    return pytest.mark.skipif(version > VERSION, reason=reason)
 
 
 def llama() -> Any:
@@ -68,6 +77,8 @@ def gemma3() -> Any:
 
 def gpt_oss() -> Any:
     """A learned sink for every head, alternating windows."""
+    if VERSION < (4, 55):
+        pytest.skip(f"transformers {transformers.__version__} has no gpt-oss")
     return transformers.GptOssConfig(
         **COMMON,
         head_dim=8,
@@ -137,11 +148,11 @@ def padding(kind: str, batch: int, length: int) -> Tensor | None:
 
 
 def close(ours: Tensor, eager: Tensor, rows: Tensor | None = None) -> None:
-    """Equal within float32 rounding, at the rows that are not padding."""
+    """Equal within float32 rounding, relative to the largest element, at the rows that are not padding."""
     if rows is not None:
         ours, eager = ours[rows.bool()], eager[rows.bool()]
-    assert torch.isfinite(ours).all()
-    torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-4)
+    error, allowed = (ours - eager).abs().max().item(), ROUNDING * eager.abs().max().item()
+    assert error <= allowed, f"error {error}, allowed {allowed}"  # also fails for NaN
 
 
 def close_gradients(ours: Any, eager: Any) -> None:
@@ -150,6 +161,6 @@ def close_gradients(ours: Any, eager: Any) -> None:
         if theirs.grad is None:  # such as an expert that no token reached
             assert mine.grad is None, name
             continue
-        allowed = 3e-4 * theirs.grad.abs().max().item()
+        allowed = 10 * ROUNDING * theirs.grad.abs().max().item()
         error = (mine.grad - theirs.grad).abs().max().item()
         assert error <= allowed, f"{name}: error {error}, allowed {allowed}"

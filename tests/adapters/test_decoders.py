@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.adapters.models import DECODERS, close, close_gradients, llama, mistral, padding, pair, tokens, transformers
+from tests.adapters.models import (
+    DECODERS,
+    VERSION,
+    close,
+    close_gradients,
+    llama,
+    mistral,
+    padding,
+    pair,
+    since,
+    tokens,
+    transformers,
+)
 
 BATCH, LENGTH, NEW = 3, 13, 8
 
@@ -41,6 +53,7 @@ def test_beam_search(name: str) -> None:
     assert torch.equal(ours.generate(ids, **options), eager.generate(ids, **options))
 
 
+@since(4, 57)
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 @pytest.mark.parametrize("kind", ["ones", "left"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt_oss"])
@@ -68,6 +81,8 @@ def test_prompt_read_in_chunks(name: str, kind: str, static: bool) -> None:
 @torch.no_grad()
 def test_packed_sequences(name: str, calls: list) -> None:
     """Positions that restart within a row mark sequences that must not see each other."""
+    if name == "gpt2" and VERSION < (4, 57):
+        pytest.skip("GPT-2 does not hand on its positions there")
     eager, ours = pair(DECODERS[name]())
     ids = tokens(2, LENGTH)
     positions = torch.stack(
@@ -139,10 +154,12 @@ def test_gradients(name: str, kind: str) -> None:
 def test_sixteen_bits_under_autocast() -> None:
     """Rotary embeddings leave q and k in float32 beside bfloat16 values."""
     eager, ours = pair(llama())
-    ids = tokens(2, LENGTH)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        mine, theirs = ours(ids).logits, eager(ids).logits
-    assert (mine - theirs).abs().max() < 0.1 * theirs.abs().max()
+    ids = tokens(4, LENGTH)
+    with torch.no_grad():
+        exact = eager(ids).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            errors = [(model(ids).logits - exact).square().mean().sqrt() for model in (ours, eager)]
+    assert 0 < errors[0] <= 2 * errors[1]
 
 
 def test_a_window_wider_than_the_text_is_plain_causal(calls: list) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from faops.adapters.transformers import attention_forward, register
 from faops.errors import ArgumentError, FaopsError
-from tests.adapters.models import llama, pair, tokens
+from tests.adapters.models import llama, pair, since, tokens
 
 
 def qkv() -> list[torch.Tensor]:
@@ -70,6 +70,7 @@ def test_asking_for_the_weights_warns(caplog: pytest.LogCaptureFixture) -> None:
     assert "does not return attention weights" in caplog.text
 
 
+@since(4, 57)
 def test_another_name() -> None:
     register("faops_again")
     register("faops_again")

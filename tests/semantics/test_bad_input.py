@@ -302,7 +302,7 @@ def test_fp8_descales_of_the_wrong_kind(descale: Tensor) -> None:
 def test_a_forced_kernel_that_cannot_tells_why() -> None:
     with pytest.raises(NoKernelError) as caught:
         faops.attention(**dense(softcap=1.0, window=(2, 2)), backend="torch.sdpa")
-    (reasons,) = caught.value.rejections.values()
+    reasons = caught.value.rejections["torch.sdpa_forward"]
     assert any("softcap" in reason for reason in reasons)
     assert any("window" in reason for reason in reasons)
     assert "torch.sdpa_forward" in str(caught.value)
@@ -313,9 +313,12 @@ def test_a_forced_backend_for_the_cache_call_that_has_no_decode_kernel() -> None
         faops.attention_with_kvcache(**cached(), backend="torch.sdpa")
 
 
-def test_gradient_through_the_cache_call_is_refused() -> None:
-    q = torch.randn(B, 1, H, D).requires_grad_()
-    out = faops.attention_with_kvcache(**cached(q=q))
+@pytest.mark.parametrize("name", ["q", "k", "v", "bias", "sinks"])
+def test_gradient_through_the_cache_call_is_refused(name: str) -> None:
+    """Whichever tensor asks for it: a gradient that is missing must not go unnoticed."""
+    arguments = appending(bias=torch.randn(1, 1, 1, 12), sinks=torch.randn(H))
+    arguments[name].requires_grad_()
+    out = faops.attention_with_kvcache(**arguments)
     with pytest.raises(RuntimeError, match="no gradient"):
         out.sum().backward()
 
