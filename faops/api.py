@@ -73,7 +73,7 @@ def attention(
         ArgumentError: an argument is wrong; also a ValueError.
         NoKernelError: nothing can run this; lists every kernel's reasons.
     """
-    key = None
+    options = None
     if (
         alibi_slopes is None
         and bias is None
@@ -85,16 +85,17 @@ def attention(
         and v_descale is None
         and not torch.compiler.is_compiling()
     ):
-        key = repeat.key_of(q, k, v, (causal, window, scale, softcap, deterministic, layout, return_lse, backend))
-        if key is not None and (remembered := repeat.find(key)) is not None:
-            return remembered(q, k, v)
+        options = (causal, window, scale, softcap, deterministic, layout, return_lse, backend)
+        run = repeat.find(q, k, v, options)
+        if run is not None:
+            return run(q, k, v)
     arguments = _dense_arguments(
         q, k, v, causal, window, scale, softcap, alibi_slopes, bias, mask, sinks, dropout_p, generator,
         deterministic, q_descale, k_descale, v_descale, layout, return_lse, backend,
     )  # fmt: skip
     out, lse = ops.attention(*arguments)
-    if key is not None:
-        repeat.remember(key, arguments)
+    if options is not None:
+        repeat.remember(q, k, v, options, arguments)
     if layout == "bhsd":
         out = out.transpose(1, 2)
     return (out, lse) if return_lse else out

@@ -219,17 +219,17 @@ def attention_with_kvcache(*args: Any) -> tuple[Tensor, Tensor | None]:
     return execute.decode(DecodeInputs(*args))
 
 
-_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
-_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 
 def is_plain(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether nothing but a kernel could want to see this call: real tensors, and no mode or transform is active."""
     return (
-        type(q) in _PLAIN_TYPES
-        and type(k) in _PLAIN_TYPES
-        and type(v) in _PLAIN_TYPES
-        and _dispatch_modes() == 0
+        type(q) in PLAIN_TYPES
+        and type(k) in PLAIN_TYPES
+        and type(v) in PLAIN_TYPES
+        and dispatch_modes() == 0
         and not q.is_meta
         and not torch._C._are_functorch_transforms_active()
     )

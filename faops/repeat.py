@@ -16,42 +16,56 @@ from torch import Tensor
 from faops import dispatch
 from faops.device import detect
 from faops.inputs import AttentionInputs
-from faops.ops import is_plain
+from faops.ops import PLAIN_TYPES, dispatch_modes, is_plain
 
-Key = tuple[Hashable, ...]
+Run = Callable[[Tensor, Tensor, Tensor], Any]
+
+_autocasts = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+_transforms = torch._C._are_functorch_transforms_active
 
 
-def key_of(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...]) -> Key | None:
-    """What identifies a call, or None where the short path must not be taken."""
-    if not is_plain(q, k, v):
+def find(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...]) -> Run | None:
+    """What runs the call, if an equal one was made before. Written flat, for it is what every call waits for."""
+    if (
+        type(q) not in PLAIN_TYPES
+        or type(k) not in PLAIN_TYPES
+        or type(v) not in PLAIN_TYPES
+        or dispatch_modes()
+        or _transforms()
+        or _autocasts()
+        or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+    ):
         return None
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return None
-    device = q.device
-    if torch.is_autocast_enabled(device.type):
-        return None
-    key = (
-        options, q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype,
-        device, k.device, v.device, torch.get_num_threads(),
-    )  # fmt: skip
     try:
-        hash(options)
-    except TypeError:  # a list as window, or something that validation will name
+        found: Run | None = dispatch.memo().get(_key(q, k, v, options))
+    except TypeError:  # an unhashable option, such as a list as window, or something that validation will name
         return None
-    return key
+    return found
 
 
-def find(key: Key) -> Callable[[Tensor, Tensor, Tensor], Any] | None:
-    """What runs the call, if an equal one was made before."""
-    return dispatch.memo().get(key)
+def _key(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...]) -> Hashable:
+    return (
+        options, q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype,
+        q.device, k.device, v.device, torch.get_num_threads(),
+    )  # fmt: skip
 
 
-def remember(key: Key, arguments: tuple[Any, ...]) -> None:
-    """Keep the plan of a call that has just succeeded, with its validated arguments of AttentionInputs."""
+def remember(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...], arguments: tuple[Any, ...]) -> None:
+    """Keep the plan of a call that has just succeeded, with its validated arguments of AttentionInputs.
+
+    What :func:`find` refuses is not asked for again, so it does no harm to remember it; but a call that needed a
+    gradient asked for lse, which one that does not need it must not inherit.
+    """
     inputs = AttentionInputs(*arguments)
-    plan = dispatch.plan(inputs.problem(), detect(inputs.q.device), inputs.backend)
-    options: Any = key[0]
     heads_first, return_lse = options[5] == "bhsd", options[6]
+    if inputs.need_lse != return_lse or not is_plain(q, k, v) or _autocasts():
+        return
+    try:
+        key = _key(q, k, v, options)
+        hash(key)
+    except TypeError:
+        return
+    plan = dispatch.plan(inputs.problem(), detect(inputs.q.device), inputs.backend)
     numbers = arguments[3:]
     launch, config = plan.kernel.launch, plan.config
 

@@ -149,6 +149,23 @@ def test_dead_rows_give_zero_gradients(backend: str | None) -> None:
     assert (dsinks != 0).all()
 
 
+@pytest.mark.parametrize("backend", [None, "torch.blockwise"])
+def test_dead_rows_add_nothing_to_the_gradients_that_rows_share(backend: str | None) -> None:
+    """Half of the rows are dead, and a gradient comes in through their lse as well."""
+    case = make_case("causal", "sinks", "bias", "gqa", "lse_grad", dtype=torch.float64, seqlen_q=40, seqlen_k=20)
+    case.options["bias"] = torch.randn(1, 1, 1, 20).double()
+    check(case, backend=backend)
+
+
+def test_only_dead_rows_leave_sink_and_bias_without_gradient() -> None:
+    q, k, v = (torch.randn(2, 9, 2, 8) for _ in range(3))
+    sinks, bias = torch.randn(2).requires_grad_(), torch.randn(1, 2, 1, 9).requires_grad_()
+    nothing = torch.zeros(1, 1, 1, 9, dtype=torch.bool)
+    out, lse = faops.attention(q, k, v, sinks=sinks, bias=bias, mask=nothing, return_lse=True)
+    for gradient in torch.autograd.grad((out, lse), (sinks, bias), (torch.randn_like(out), torch.randn_like(lse))):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_deterministic_twice_is_bitwise_the_same(dtype: torch.dtype) -> None:
     case = make_case("gqa", "causal", "bias", "sinks", "dropout", "lse_grad", "deterministic", dtype=dtype)
