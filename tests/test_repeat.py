@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import faops
-from faops import dispatch, repeat
+from faops import dispatch, registry, repeat
 
 OPTIONS = [
     {},
@@ -123,9 +123,10 @@ def test_torch_func_is_seen_after_a_plain_call() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-def test_a_new_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newly_registered_kernel_ends_the_short_path() -> None:
     q, k, v = make()
     faops.attention(q, k, v)
-    assert repeat.find(q, k, v, (False, (-1, -1), None, 0.0, False, "bshd", False, None)) is not None
-    dispatch.forget()
-    assert repeat.find(q, k, v, (False, (-1, -1), None, 0.0, False, "bshd", False, None)) is None
+    options = (False, (-1, -1), None, 0.0, False, "bshd", False, None)
+    assert repeat.find(q, k, v, options) is not None
+    registry.register(registry.kernels()[0])
+    assert repeat.find(q, k, v, options) is None
