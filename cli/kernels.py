@@ -22,7 +22,8 @@ def command(device: str | None, as_json: bool) -> None:
     """List every registered kernel, and backends that could not be loaded with their reason.
 
     Whether a kernel runs on the device, and how many configs tuning may choose from, is said for a plain problem:
-    causal, batch 1, 1024 keys, 8 heads, head dim 64, in float32 on a CPU and float16 elsewhere.
+    causal, batch 1, 1024 keys, 8 heads, head dim 64, in float32 on a CPU and float16 elsewhere; packed (varlen) for
+    a kernel that takes nothing else.
 
     \b
     Examples:
@@ -53,7 +54,8 @@ def command(device: str | None, as_json: bool) -> None:
 def _describe(kernel: Kernel, where: DeviceProfile) -> dict[str, Any]:
     from faops.registry import Rejected
 
-    problem = _plain_problem(kernel, where)
+    problems = _plain_problems(kernel, where)
+    problem = next((problem for problem in problems if kernel.check(problem, where)), problems[0])
     decision = kernel.check(problem, where)
     return {
         "kernel": kernel.id,
@@ -69,12 +71,14 @@ def _verdict(reasons: list[str]) -> str:
     return "\n".join(reasons) or "runs"
 
 
-def _plain_problem(kernel: Kernel, where: DeviceProfile) -> AttentionProblem:
-    """A problem of the kernel's op that uses no feature but causality."""
+def _plain_problems(kernel: Kernel, where: DeviceProfile) -> list[AttentionProblem]:
+    """Problems of the kernel's op that use no feature but causality: dense, and packed where there is such a thing."""
+    from dataclasses import replace
+
     from faops.problem import AttentionProblem, Band
 
     rows = 1 if kernel.op == "decode" else 1024
-    return AttentionProblem(
+    dense = AttentionProblem(
         op=kernel.op,
         dtype="float32" if where.family == "cpu" else "float16",
         seqlen_q=rows,
@@ -84,3 +88,4 @@ def _plain_problem(kernel: Kernel, where: DeviceProfile) -> AttentionProblem:
         band=Band(right=0).simplify(rows, 1024),
         need_lse=kernel.op == "backward",
     )
+    return [dense] if kernel.op == "decode" else [dense, replace(dense, layout="varlen")]

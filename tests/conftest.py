@@ -65,6 +65,12 @@ def private_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 @pytest.fixture
+def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tuner sees no other program at work, whatever else runs beside the tests."""
+    monkeypatch.setattr("faops.autotune.tuner.foreign_cores", lambda seconds: 0.0)
+
+
+@pytest.fixture
 def poisoned() -> Iterator[None]:
     """New memory holds NaN (or the largest integer) instead of zeros, so that an output left unwritten shows."""
     mode, fill = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory

@@ -54,6 +54,9 @@ LSE_TOLERANCE = 1e-3  # lse is float32 whatever the dtype, with sums of rounded 
 
 NEAREST_DISTANCE = 3.0  # summed |log2| of the ratios of batch, query length and key length
 
+BUSY_SECONDS = 0.2  # how long other programs' use of the CPU is watched before measuring there
+BUSY_CORES = 0.5  # a warning is due when they keep more than this many cores busy
+
 LOCK_TIMEOUT_SECONDS = 600.0  # two processes never measure on one device at once
 LOCK_POLL_SECONDS = 0.2
 

@@ -19,6 +19,7 @@ from faops.autotune import effort, environment
 from faops.autotune.bench import DeviceBench
 from faops.autotune.cache import TuningCache, lookup, serving
 from faops.autotune.entry import Entry, Timing, problem_dict
+from faops.autotune.load import foreign_cores
 from faops.autotune.search import Bench, Candidate, Outcome, Space, planned, search, space
 from faops.autotune.synthetic import canonical
 from faops.device import DeviceProfile, detect
@@ -26,7 +27,7 @@ from faops.errors import CacheError, FaopsError, NoKernelError, TuningError
 from faops.problem import AttentionProblem
 from faops.registry import Kernel, Rejected
 
-Kind = Literal["problem_started", "measured", "problem_done", "warm", "skipped", "failed", "waiting"]
+Kind = Literal["problem_started", "measured", "problem_done", "warm", "skipped", "failed", "waiting", "busy"]
 Status = Literal["tuned", "warm", "failed", "skipped"]
 MakeBench = Callable[[AttentionProblem, torch.device, DeviceProfile], Bench]
 
@@ -35,7 +36,7 @@ MakeBench = Callable[[AttentionProblem, torch.device, DeviceProfile], Bench]
 class Event:
     """Progress. ``index`` counts problems from 0 up to ``total``; ``done`` of about ``planned`` timings of this
     problem are taken; ``best`` is the shortest median so far, in seconds a call. "waiting": another process is
-    measuring on this device."""
+    measuring on this device. "busy": other programs use the CPU, so that timings on it are not to be trusted."""
 
     kind: Kind
     problem: AttentionProblem
@@ -187,9 +188,19 @@ class _Run:
                 self.on_event(Event("waiting", *place, message="another process is measuring on this device"))
                 self._wait_for(lock, path)
         try:
+            self._warn_if_busy(place)
             yield
         finally:
             lock.release()
+
+    def _warn_if_busy(self, place: Place) -> None:
+        foreign = foreign_cores(effort.BUSY_SECONDS) if self.device.type == "cpu" else None
+        if foreign is not None and foreign > effort.BUSY_CORES:
+            message = (
+                f"other programs use {foreign:.1f} of {self.profile.units} cores: winners may not hold on an idle "
+                "machine; tune again with --force when it is"
+            )
+            self.on_event(Event("busy", *place, message=message))
 
     def _wait_for(self, lock: filelock.BaseFileLock, path: Path) -> None:
         try:

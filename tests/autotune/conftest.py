@@ -14,6 +14,11 @@ from faops.registry import Kernel
 from .support import FakeKernel
 
 
+@pytest.fixture(autouse=True)
+def _idle(idle_machine: None) -> None:
+    """Every test here tunes on a machine that is idle as far as the tuner can see."""
+
+
 @pytest.fixture
 def cache() -> TuningCache:
     """An empty cache, the one that the settings name. Warnings of earlier tests count no longer."""

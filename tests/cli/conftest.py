@@ -11,6 +11,11 @@ from faops_cli.main import command_line
 Faops = Callable[..., Result]
 
 
+@pytest.fixture(autouse=True)
+def _idle(idle_machine: None) -> None:
+    """Every test here tunes on a machine that is idle as far as the tuner can see."""
+
+
 @pytest.fixture
 def faops() -> Faops:
     """Runs the command line in this process: `faops("tune", "--dry-run")` gives click's Result."""
