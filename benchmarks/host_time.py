@@ -53,7 +53,7 @@ class FlashFunction(torch.autograd.Function):
         return out  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         dq, dk, dv = backward_op(dout, q, k, v, out, lse, 0.0, ctx.causal, scale=ctx.scale)
         return dq, dk, dv, None, None
@@ -61,8 +61,9 @@ class FlashFunction(torch.autograd.Function):
 
 def flash_func(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """Attention of (batch, tokens, heads, dim) tensors through FlashFunction."""
-    out = FlashFunction.apply(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal, q.shape[-1] ** -0.5)
-    return out.transpose(1, 2)  # type: ignore[no-any-return, no-untyped-call]
+    apply: Any = FlashFunction.apply
+    out: Tensor = apply(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal, q.shape[-1] ** -0.5)
+    return out.transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,11 @@ def calls(shape: Shape, mode: str) -> dict[str, Call]:
         "launch": launches(q, k, v, dout, options, mode),
     }
     if shape.peers:
-        flipped = (lambda tensor: tensor) if heads_first else (lambda tensor: tensor.transpose(1, 2))
-        qt, kt, vt, dt = flipped(q), flipped(k), flipped(v), flipped(dout)
-        found["operator"] = operators(*(tensor.detach() for tensor in (qt, kt, vt, dt)), causal, mode)
+        first = [tensor if heads_first else tensor.transpose(1, 2) for tensor in (q, k, v, dout)]
+        found["operator"] = operators([tensor.detach() for tensor in first], causal, mode)
+        qt, kt, vt, dt = first
         found["sdpa"] = whole(lambda: F.scaled_dot_product_attention(qt, kt, vt, is_causal=causal), dt)
-        qs, ks, vs, ds = (tensor.transpose(1, 2) for tensor in (qt, kt, vt, dt))
+        qs, ks, vs, ds = (tensor.transpose(1, 2) for tensor in first)
         found["function"] = whole(lambda: flash_func(qs, ks, vs, causal), ds)
     return found
 
@@ -147,8 +148,9 @@ def launches(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, options: dict[str, A
     return both
 
 
-def operators(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, causal: bool, mode: str) -> Call:
-    """PyTorch's operators alone, on (batch, heads, tokens, dim) tensors."""
+def operators(tensors: Sequence[Tensor], causal: bool, mode: str) -> Call:
+    """PyTorch's operators alone; ``tensors`` are q, k, v and dout of shape (batch, heads, tokens, dim)."""
+    q, k, v, dout = tensors
     scale = q.shape[-1] ** -0.5
     if mode != "forward_backward":
         return lambda: forward_op(q, k, v, 0.0, causal, scale=scale)

@@ -110,8 +110,8 @@ class SdpaSplit:
         return None
 
     def attend(self, case: Case, prepared: Any, built: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = zip(*(torch.split(tensor, prepared, 1) for tensor in (q, k, v)))
-        return torch.cat([sdpa(*part, causal=case.kind.causal) for part in parts], 1)
+        qs, ks, vs = (torch.split(tensor, prepared, 1) for tensor in (q, k, v))
+        return torch.cat([sdpa(*part, case.kind.causal) for part in zip(qs, ks, vs)], 1)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None) -> Tensor:
@@ -122,12 +122,15 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = No
 
 
 def dense_mask(case: Case) -> Tensor:
-    """The mask that SDPA needs: boolean (tokens, tokens), or for ALiBi a bias (heads, tokens, tokens) in the dtype."""
+    """The mask that SDPA needs: boolean (tokens, tokens), or for ALiBi a bias (1, heads, tokens, tokens) in the dtype.
+
+    With any other number of dimensions SDPA leaves its fused kernel.
+    """
     position = torch.arange(case.tokens)
     distance = position[:, None] - position
     if case.kind.alibi:
         bias = distance.float().neg_().masked_fill_(distance < 0, -torch.inf).to(case.torch_dtype)
-        return alibi_slopes().to(case.torch_dtype)[:, None, None] * bias
+        return alibi_slopes().to(case.torch_dtype)[None, :, None, None] * bias
     visible = distance >= 0
     if case.kind.window:
         visible &= distance <= WINDOW

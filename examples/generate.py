@@ -144,7 +144,8 @@ def show_plans(report: dict[str, Any]) -> None:
         if plan is None:
             print(f"  no kernel: {explanation.error}")
         else:
-            print(f"  {plan.kernel.id} with {plan.config}; {plan.source}: {plan.detail}")
+            print(f"  runs {plan.kernel.id} with {plan.config}")
+            print(textwrap.fill(f"because: {plan.detail}", 100, initial_indent="  ", subsequent_indent="  "))
 
 
 if __name__ == "__main__":

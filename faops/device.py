@@ -173,13 +173,19 @@ def _detect_cpu() -> DeviceProfile:
     return DeviceProfile(
         vendor="cpu",
         family="cpu",
-        arch=f"{platform.machine().lower()}-{capability}",
+        arch=f"{platform.machine().lower()}-{capability}{'-bf16' if _has_bfloat16_products() else ''}",
         name=_cpu_name(),
         torch_type="cpu",
         units=_usable_cores(),
         l2_bytes=_sysconf("SC_LEVEL2_CACHE_SIZE"),
         memory_bytes=_sysconf("SC_PHYS_PAGES") * _sysconf("SC_PAGE_SIZE"),
     )
+
+
+def _has_bfloat16_products() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices with instructions of their own."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
 
 
 def _cpu_name() -> str:

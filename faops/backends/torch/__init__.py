@@ -8,11 +8,12 @@ def register_kernels() -> None:
     from faops.backends.torch.blockwise import BlockwiseBackward, BlockwiseForward
     from faops.backends.torch.decode import BlockwiseDecode
     from faops.backends.torch.sdpa import SdpaBackward, SdpaForward
+    from faops.backends.torch.sdpa_banded import SdpaBandedBackward, SdpaBandedForward
     from faops.backends.torch.sdpa_varlen import SdpaVarlenBackward, SdpaVarlenForward
     from faops.registry import register
 
     kinds = (
-        SdpaForward, SdpaBackward, SdpaVarlenForward, SdpaVarlenBackward,
+        SdpaForward, SdpaBackward, SdpaBandedForward, SdpaBandedBackward, SdpaVarlenForward, SdpaVarlenBackward,
         BlockwiseForward, BlockwiseBackward, BlockwiseDecode,
     )  # fmt: skip
     for kind in kinds:

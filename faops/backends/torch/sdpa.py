@@ -9,21 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from faops.backends.torch.blockwise import common_reasons
+from faops.backends.torch.sdpa_cpu import (
+    cpu_backward,
+    cpu_forward,
+    cpu_reasons,
+    may_upcast,
+    upcasts_by_default,
+    widened,
+)
 from faops.backends.torch.threads import cpu_threads, thread_choices
 from faops.backends.torch.tiles import split_heads
 from faops.device import DeviceProfile
 from faops.inputs import AttentionInputs, BackwardInputs
 from faops.problem import AttentionProblem
 from faops.registry import Config, Decision, Kernel, decide
-
-# The CPU kernel behind SDPA, called by name because only this form returns lse (source: ATen native_functions.yaml).
-CPU_FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
-CPU_BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
 
 
 def shared_reasons(problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
@@ -50,43 +53,22 @@ def shared_reasons(problem: AttentionProblem, device: DeviceProfile) -> Iterator
     yield from (f"SDPA has no {name}" for name, used in unsupported.items() if used)
 
 
-def cpu_reasons(device: DeviceProfile) -> Iterator[str]:
-    """Why SDPA's kernels with lse, forward and backward, cannot be used."""
-    if device.torch_type != "cpu":
-        yield f"SDPA neither returns nor takes lse on {device.torch_type}"
-    else:
-        names = (CPU_FORWARD, CPU_BACKWARD)
-        yield from (f"this torch has no aten::{name}" for name in names if not hasattr(torch.ops.aten, name))
-
-
-def cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """SDPA's CPU kernel on (B, M, H, D) tensors: out like q and lse (B, H, M), any strides."""
-    kernel = getattr(torch.ops.aten, CPU_FORWARD).default
-    out, lse = kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), 0.0, causal, scale=scale)
-    return out.transpose(1, 2), lse
-
-
-def cpu_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The backward of :func:`cpu_forward`: dq, dk, dv, with out and lse of any forward."""
-    kernel = getattr(torch.ops.aten, CPU_BACKWARD).default
-    swapped = (tensor.transpose(1, 2) for tensor in (dout, q, k, v, out))
-    dq, dk, dv = kernel(*swapped, lse, 0.0, causal, scale=scale)
-    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
-
-
 class Sdpa(Kernel):
-    """What the SDPA kernels share: the thread count is all there is to tune."""
+    """What the SDPA kernels share: to tune there are the thread count and, for 16-bit types, the computing dtype."""
 
     backend = "torch"
     priority = 20
 
     def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
-        return [Config(threads=threads) for threads in thread_choices(device.threads)]
+        default = self.default_config(problem, device)
+        upcasts = (False, True) if may_upcast(problem, device) else (False,)
+        choices = (
+            Config(threads=threads, upcast=upcast) for threads in thread_choices(device.threads) for upcast in upcasts
+        )
+        return [default, *(config for config in choices if config != default)]
 
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
-        return Config(threads=0)
+        return Config(threads=0, upcast=upcasts_by_default(problem, device))
 
 
 class SdpaForward(Sdpa):
@@ -117,25 +99,31 @@ class SdpaForward(Sdpa):
             yield f"SDPA expands K and V for GQA in {problem.dtype} on {device.torch_type}"
 
     def launch(self, inputs: AttentionInputs, config: Config) -> tuple[Tensor, Tensor | None]:
-        causal = is_causal(inputs)
-        group = inputs.q.shape[2] // inputs.k.shape[2]
-        k, v = inputs.k.transpose(1, 2), inputs.v.transpose(1, 2)
+        if not config["upcast"]:
+            return self._launch(inputs, inputs.q, inputs.k, inputs.v, config)
+        q, k, v = widened(1, inputs.q, inputs.k, inputs.v)
+        out, lse = self._launch(inputs, q, k, v, config)
+        return out.to(inputs.q.dtype), lse
+
+    def _launch(
+        self, inputs: AttentionInputs, q: Tensor, k: Tensor, v: Tensor, config: Config
+    ) -> tuple[Tensor, Tensor | None]:
+        causal, scale = is_causal(inputs), inputs.scale
+        group = q.shape[2] // k.shape[2]
         with cpu_threads(config.integer("threads")):
             if inputs.need_lse:
-                out, lse = cpu_forward(inputs.q, inputs.k, inputs.v, causal, inputs.scale)
+                out, lse = cpu_forward(q, k, v, causal, scale)
                 return out, lse.contiguous()
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
             if group == 1:
-                q = inputs.q.transpose(1, 2)
-                out = F.scaled_dot_product_attention(q, k, v, inputs.mask, 0.0, causal, scale=inputs.scale)
-            elif inputs.q.shape[1] == 1 and inputs.mask is None:
+                out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, inputs.mask, 0.0, causal, scale=scale)
+            elif q.shape[1] == 1 and inputs.mask is None:
                 # One row: the heads of a group become the rows of their kv head, which reads K and V once.
-                packed = split_heads(inputs.q.squeeze(1), group)
-                out = F.scaled_dot_product_attention(packed, k, v, scale=inputs.scale)
+                out = F.scaled_dot_product_attention(split_heads(q.squeeze(1), group), k, v, scale=scale)
                 return out.flatten(1, 2).unsqueeze(1), None
             else:
-                q = inputs.q.transpose(1, 2)
                 out = F.scaled_dot_product_attention(
-                    q, k, v, inputs.mask, 0.0, causal, scale=inputs.scale, enable_gqa=True
+                    q.transpose(1, 2), k, v, inputs.mask, 0.0, causal, scale=scale, enable_gqa=True
                 )
         return out.transpose(1, 2), None
 
@@ -159,10 +147,11 @@ class SdpaBackward(Sdpa):
 
     def launch(self, inputs: BackwardInputs, config: Config) -> tuple[Tensor, Tensor, Tensor, None, None]:
         forward = inputs.forward
+        given = (inputs.dout, forward.q, forward.k, forward.v, inputs.out)
         with cpu_threads(config.integer("threads")):
-            dq, dk, dv = cpu_backward(
-                inputs.dout, forward.q, forward.k, forward.v, inputs.out, inputs.lse, is_causal(forward), forward.scale
-            )
+            dout, q, k, v, out = widened(config.integer("upcast"), *given)
+            gradients = cpu_backward(dout, q, k, v, out, inputs.lse, is_causal(forward), forward.scale)
+        dq, dk, dv = (gradient.to(forward.q.dtype) for gradient in gradients)
         return dq, dk, dv, None, None
 
 

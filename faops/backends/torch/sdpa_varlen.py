@@ -14,7 +14,8 @@ from torch import Tensor
 from faops.backends.torch.blockwise import clear_padding, features_of, sequences
 from faops.backends.torch.blockwise_backward import Gradients, attend_backward
 from faops.backends.torch.blockwise_forward import attend
-from faops.backends.torch.sdpa import Sdpa, cpu_backward, cpu_forward, cpu_reasons, is_causal, shared_reasons
+from faops.backends.torch.sdpa import Sdpa, is_causal, shared_reasons
+from faops.backends.torch.sdpa_cpu import cpu_backward, cpu_forward, cpu_reasons, widened
 from faops.backends.torch.threads import cpu_threads
 from faops.device import DeviceProfile
 from faops.inputs import AttentionInputs, BackwardInputs
@@ -48,11 +49,11 @@ class SdpaVarlenForward(Sdpa):
         return decide(_reasons(problem, device))
 
     def launch(self, inputs: AttentionInputs, config: Config) -> tuple[Tensor, Tensor | None]:
-        q, k, v = inputs.q, inputs.k, inputs.v
         assert inputs.cu_seqlens_q is not None and inputs.cu_seqlens_k is not None
+        q, k, v = widened(config.integer("upcast"), inputs.q, inputs.k, inputs.v)
         causal = is_causal(inputs)
-        out = empty_out(q, v.shape[-1])
-        lse = empty_lse(q)
+        out = empty_out(inputs.q, v.shape[-1])
+        lse = empty_lse(inputs.q)
         with cpu_threads(config.integer("threads")):
             clear_padding(inputs.cu_seqlens_q, out, lse)
             for index, rows, keys in sequences(inputs.cu_seqlens_q, inputs.cu_seqlens_k):
@@ -76,17 +77,18 @@ class SdpaVarlenBackward(Sdpa):
 
     def launch(self, inputs: BackwardInputs, config: Config) -> tuple[Tensor, Tensor, Tensor, None, None]:
         forward = inputs.forward
-        q, k, v = forward.q, forward.k, forward.v
         assert forward.cu_seqlens_q is not None and forward.cu_seqlens_k is not None
+        given = (inputs.dout, forward.q, forward.k, forward.v, inputs.out)
+        all_dout, q, k, v, all_out = widened(config.integer("upcast"), *given)
         causal = is_causal(forward)
-        dq, dk, dv = (empty_out(tensor, tensor.shape[-1]) for tensor in (q, k, v))
+        dq, dk, dv = (empty_out(tensor, tensor.shape[-1]) for tensor in (forward.q, forward.k, forward.v))
         with cpu_threads(config.integer("threads")):
             clear_padding(forward.cu_seqlens_q, dq, None)
             clear_padding(forward.cu_seqlens_k, dk, None)
             clear_padding(forward.cu_seqlens_k, dv, None)
             for index, rows, keys in sequences(forward.cu_seqlens_q, forward.cu_seqlens_k):
                 own = (q[None, rows], k[None, keys], v[None, keys])
-                dout, out, lse = inputs.dout[None, rows], inputs.out[None, rows], inputs.lse[None, :, rows]
+                dout, out, lse = all_dout[None, rows], all_out[None, rows], inputs.lse[None, :, rows]
                 into = (dq[None, rows], dk[None, keys], dv[None, keys])
                 if _same_in_sdpa(rows, keys, causal):
                     for target, gradient in zip(into, cpu_backward(dout, *own, out, lse, causal, forward.scale)):
