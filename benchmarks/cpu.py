@@ -39,9 +39,11 @@ MEASURES = {"forward": ("forward",), "backward": ("backward",), "forward_backwar
 BAR = 1.0
 BAR_WITH_MASK = 2.0
 
-LONG_TOKENS = 4096  # from here on calls take long enough that warming up with a short one does
-SECONDS = 6.0  # of measuring a case, where two or three rounds take less
+LONG_TOKENS = 4096  # from here on a call takes so long that warming up with a short one does
+SECONDS = 4.0  # of measuring a case, where a few rounds take less
 QUICK_SECONDS = 1.0
+LIMIT_SECONDS = 15.0  # after which no further round of a case begins
+MEMORY_HEAD_DIM = 64  # the only one whose memory is measured: it is in proportion to the head dim
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,8 +81,9 @@ def measure_case(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     if "flex" in agreeing:
         candidate("flex", case, inputs, gradients=False)()  # a new length may compile once more
     long = case.tokens >= LONG_TOKENS
-    effort = Effort(options.seconds, min_rounds=2 if long else 3, warmup_rounds=0 if long else 1)
+    effort = Effort(options.seconds, min_rounds=2 if long else 3, warmup_rounds=0 if long else 1, limit=LIMIT_SECONDS)
     samples = interleave(rounds, effort)
+    wanted = agreeing if options.memory and case.head_dim == MEMORY_HEAD_DIM else []
     return {
         "case": case.as_dict(),
         "plan": plans(case),
@@ -88,7 +91,7 @@ def measure_case(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         "disagreeing": sorted(set(with_gradients) - set(agreeing)),
         "phases": {name: {phase: summary(values) for phase, values in one.items()} for name, one in samples.items()},
         "ratios": ratios(case.kind, samples),
-        "memory": {name: peak_memory(name, case, with_gradients[name]) for name in agreeing if options.memory},
+        "memory": {name: peak_memory(name, case, with_gradients[name]) for name in wanted},
     }
 
 

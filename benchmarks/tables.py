@@ -62,23 +62,21 @@ def cpu(result: Result, *words: str) -> str:
     """Tables of benchmarks.cpu: "PEER MEASURE" for ratios, or "memory MEASURE"."""
     subject, measure = words
     draw = memory_cell if subject == "memory" else ratio_cell
-    columns = sorted({_column(one) for one in result["cases"]}, key=lambda column: (column[0] != "float32", column))
-    rows = []
-    for feature in FEATURES.values():
-        for tokens in sorted({one["case"]["tokens"] for one in result["cases"]}):
-            by_column = {
-                _column(one): draw(one, subject, measure)
-                for one in result["cases"]
-                if one["case"]["feature"] == feature.name and one["case"]["tokens"] == tokens
-            }
-            if any(by_column.values()):
-                rows.append([feature.title, f"{tokens:,}", *(by_column.get(column) or "–" for column in columns)])
-    heading = ["", "tokens", *(f"{dtype}, d {head_dim}" for dtype, head_dim in columns)]
-    return grid(heading, rows)
-
-
-def _column(found: Result) -> tuple[str, int]:
-    return found["case"]["dtype"], found["case"]["head_dim"]
+    cells: dict[tuple[str, int], dict[tuple[str, int], str]] = {}  # row -> column -> text
+    for found in result["cases"]:
+        case = found["case"]
+        if text := draw(found, subject, measure):
+            column = (case["dtype"], case["head_dim"])
+            cells.setdefault((case["feature"], case["tokens"]), {})[column] = text
+    columns = sorted(
+        {column for row in cells.values() for column in row}, key=lambda column: (column[0] != "float32", column)
+    )
+    order = list(FEATURES)
+    rows = [
+        [FEATURES[feature].title, f"{tokens:,}", *(row.get(column, "–") for column in columns)]
+        for (feature, tokens), row in sorted(cells.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
+    ]
+    return grid(["", "tokens", *(f"{dtype}, d {head_dim}" for dtype, head_dim in columns)], rows)
 
 
 def ratio_cell(found: Result, peer: str, measure: str) -> str:

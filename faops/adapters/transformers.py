@@ -74,7 +74,7 @@ def attention_forward(
     """
     _refuse(others)
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    options = {
+    options: dict[str, Any] = {
         "scale": scaling,
         "softcap": softcap or 0.0,
         "sinks": s_aux,
@@ -121,16 +121,17 @@ def _with_key_mask(
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, packing: masks.Packing, band: Band, options: dict[str, Any]) -> Tensor:
     """Attention over the visible tokens only; hidden positions come out as 0."""
-    tokens = [tensor.flatten(0, 1).index_select(0, packing.indices) for tensor in (q, k, v)]
+    packed_q, packed_k, packed_v = (tensor.flatten(0, 1).index_select(0, packing.indices) for tensor in (q, k, v))
     lengths, longest = packing.cu_seqlens, packing.max_seqlen
     window = (band.left, band.right)
     out: Tensor = faops.attention_varlen(
-        *tokens, lengths, lengths, longest, longest, causal=band.right == 0, window=window, **options
-    )
+        packed_q, packed_k, packed_v, lengths, lengths, longest, longest,
+        causal=band.right == 0, window=window, **options,
+    )  # fmt: skip
     rows = q.shape[0] * q.shape[1]
     if packing.indices.numel() < rows:
         out = out.new_zeros(rows, *out.shape[1:]).index_copy(0, packing.indices, out)
-    return out.unflatten(0, q.shape[:2])
+    return out.view(*q.shape[:2], *out.shape[1:])
 
 
 def _flattened(
@@ -152,7 +153,7 @@ def _with_full_mask(
     if mask.shape[-1] != 1:
         mask = mask[..., : k.shape[1]]
     bias = _bias(bias, k)
-    added = (
+    added: dict[str, Any] = (
         {"mask": mask, "bias": bias} if mask.dtype == torch.bool else {"bias": mask if bias is None else bias + mask}
     )
     out: Tensor = faops.attention(q, k, v, **added, **options)

@@ -126,7 +126,8 @@ def _full_mask(arguments: dict[str, Any]) -> Tensor:
     from transformers.masking_utils import sdpa_mask
 
     skip_nothing = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    mask: Tensor = sdpa_mask(**{**arguments, **skip_nothing})
+    mask = sdpa_mask(**{**arguments, **skip_nothing})
+    assert isinstance(mask, Tensor)  # it is None only where skipping is allowed
     return mask
 
 

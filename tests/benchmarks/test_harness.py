@@ -37,6 +37,8 @@ def test_rounds_go_on_for_the_time_asked_and_no_longer() -> None:
     assert 2 <= len(timed["slow"]["call"]) <= 5
     capped = interleave({"fast": lambda: {"call": 0.0}}, Effort(seconds=60.0, max_rounds=7, warmup_rounds=0))
     assert len(capped["fast"]["call"]) == 7
+    limited = interleave({"slow": slow}, Effort(seconds=9.0, min_rounds=5, warmup_rounds=0, limit=0.03))
+    assert 1 <= len(limited["slow"]["call"]) <= 2
 
 
 def test_a_phase_that_only_some_have_is_kept_for_those() -> None:
@@ -89,7 +91,12 @@ def test_speedup_pairs_what_was_measured_together() -> None:
 
 @pytest.mark.parametrize(
     ("theirs", "expected"),
-    [([2.0, 2.0, 2.1, 2.2, 2.3], "met"), ([1.8, 1.8, 1.9, 2.2, 2.3], "noise"), ([1.7, 1.8, 1.9, 1.9, 2.1], "below")],
+    [
+        ([2.0, 2.0, 2.1, 2.2, 2.3], "met"),
+        ([1.8, 1.8, 1.9, 2.2, 2.3], "noise"),
+        ([1.95] * 5, "noise"),
+        ([1.7, 1.8, 1.9, 1.9, 2.1], "below"),
+    ],
 )
 def test_verdict(theirs: list[float], expected: str) -> None:
     assert verdict(speedup([1.0] * 5, theirs), bar=2.0) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -245,3 +246,36 @@ def test_activation_checkpointing_redraws_the_same_dropout() -> None:
     saved = torch.autograd.grad(checkpoint(loss, q, k, v, use_reentrant=False), (q, k, v))
     for one, other in zip(plain, saved):
         assert torch.equal(one, other)
+
+
+REUSE: dict[str, dict[str, Any]] = {
+    "causal": {"causal": True},
+    "left": {"window": (5, -1)},
+    "right": {"window": (-1, 5)},
+    "softcap": {"softcap": 1.0},
+    "alibi": {"alibi_slopes": torch.ones(2)},
+    "bias": {"bias": torch.ones(1, 1, 20, 24).triu()},
+    "mask": {"mask": torch.ones(1, 1, 20, 24, dtype=torch.bool).tril()},
+    "sinks": {"sinks": torch.ones(2)},
+    "dropout": {"dropout_p": 0.5},
+    "lse": {"scale": 0.2},
+}
+
+
+@pytest.mark.parametrize("name", list(REUSE))
+def test_a_plan_is_not_reused_for_another_call(name: str) -> None:
+    """A call planned right after a plain one of the same shapes is planned for what it asks itself."""
+    q, k, v = (torch.randn(1, n, 2, 8).requires_grad_() for n in (20, 24, 24))
+    weights, lse_weights = torch.randn(1, 20, 2, 8), torch.randn(1, 2, 20)
+
+    def run(backend: str | None, **options: Any) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(1)
+        out, lse = faops.attention(q, k, v, return_lse=True, backend=backend, generator=generator, **options)
+        loss = (out * weights).sum()
+        if name == "lse" and options:
+            loss = loss + (lse * lse_weights).sum()
+        return (out, lse, *torch.autograd.grad(loss, (q, k, v)))
+
+    run(None)
+    for found, wanted in zip(run(None, **REUSE[name]), run("torch.blockwise", **REUSE[name])):
+        torch.testing.assert_close(found, wanted)
