@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def main() -> int:
         options.error(f"--tokens {tokens}: expected at least 1" if tokens < 1 else f"--text {text}: no such file")
 
     print("Model: SmolLM2-135M-Instruct, 4-bit weights unpacked to float32; greedy decoding")
+    note_busy_machine()
     reports: dict[str, dict[str, Any]] = {}
     for implementation, name in NAMES.items():
         print(f"\nRunning with {name}")
@@ -48,6 +50,14 @@ def main() -> int:
     show_figures(reports, text)
     show_plans(reports["faops"])
     return 0 if same else 1
+
+
+def note_busy_machine() -> None:
+    """Say so if other programs are using the processor: then seconds mean little."""
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > 1.5 * cores:
+        print(f"Note: this machine is busy (load {load:.1f} on {cores} cores), so seconds will be longer and vary")
 
 
 def run(implementation: str, tokens: int, text: Path) -> dict[str, Any] | None:
@@ -149,4 +159,7 @@ def show_plans(report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")

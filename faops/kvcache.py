@@ -49,7 +49,8 @@ def attention_with_kvcache(
         k, v: (B, new, Hk, D or Dv), written at cache_seqlens of each sequence; None appends nothing.
         cache_seqlens: keys already in the cache, an int or int32 (B,); not advanced by the call. None: the cache is
             full, which leaves no room for new keys.
-        cache_batch_idx: int32 (B,), the cache row of each sequence; not with block_table.
+        cache_batch_idx: int32 (B,), the cache row of each sequence; not with block_table. Sequences that append must
+            have rows of their own: where two share one, which of their keys stays is undefined.
         cache_leftpad: int32 (B,), the first valid key of each sequence; keys are [leftpad, length).
         block_table: int32 (B, pages a sequence), the pages of each sequence in order.
         rotary_cos, rotary_sin: (positions, rotary_dim / 2); rotate q and k at their absolute cache positions. A call

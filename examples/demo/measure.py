@@ -33,6 +33,8 @@ def main() -> int:
     except ImportError as error:
         print(f"  {error}; `make demo` installs all that is needed")
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -79,3 +79,23 @@ def test_the_page_of_this_repository_is_what_the_files_say() -> None:
     page = tables.PAGE.read_text(encoding="utf-8")
     assert page.count("<!-- table") == page.count("<!-- end -->") == len(tables.BLOCK.findall(page)) > 0
     assert tables.redraw(page, record.RESULTS) == page
+
+
+def test_rows_and_columns_of_the_matrix() -> None:
+    def one(feature: str, tokens: int, dtype: str, head_dim: int, ratio: float) -> dict[str, object]:
+        case = {"feature": feature, "tokens": tokens, "dtype": dtype, "head_dim": head_dim}
+        return {"case": case, "ratios": {"sdpa": {"forward": {"of_pairs": ratio}}}, "memory": {}}
+
+    cases = [
+        one("alibi", 2048, "float32", 64, 1.0),
+        one("plain", 8192, "bfloat16", 64, 2.0),
+        one("plain", 1024, "float32", 128, 3.0),
+        one("plain", 1024, "float32", 64, 4.0),
+    ]
+    assert tables.cpu({"cases": cases}, "sdpa", "forward").splitlines() == [
+        "|  | tokens | float32, d 64 | float32, d 128 | bfloat16, d 64 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| plain | 1,024 | 4.00 | 3.00 | – |",
+        "| plain | 8,192 | – | – | 2.00 |",
+        "| causal, ALiBi | 2,048 | 1.00 | – | – |",
+    ]
