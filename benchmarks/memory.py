@@ -70,7 +70,10 @@ def in_child(function: Callable[..., Result], *arguments: Any) -> Result:
 def _report(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
         answer = function(*arguments), ""
-    except Exception as error:
+    except Exception as raised:
+        error: BaseException = raised
+        while error.__cause__ is not None:  # what a compiler was told, and not what it made of it
+            error = error.__cause__
         answer = None, ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
     sender.send(answer)
 

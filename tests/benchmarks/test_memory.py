@@ -41,6 +41,13 @@ def fails() -> None:
     raise NotImplementedError("cannot do this\nand more lines")
 
 
+def fails_again() -> None:
+    try:
+        fails()
+    except NotImplementedError as error:
+        raise RuntimeError("could not compile") from error
+
+
 def dies() -> None:
     os._exit(9)
 
@@ -48,6 +55,8 @@ def dies() -> None:
 def test_why_there_is_no_result() -> None:
     with pytest.raises(ChildError, match=r"^NotImplementedError: cannot do this$"):
         in_child(fails)
+    with pytest.raises(ChildError, match=r"^NotImplementedError: cannot do this$"):
+        in_child(fails_again)
     with pytest.raises(ChildError, match="exit code 9"):
         in_child(dies)
 

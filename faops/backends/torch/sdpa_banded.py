@@ -54,7 +54,7 @@ class SdpaBanded(Sdpa):
 
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
         # A narrow window wants narrow blocks, which see few keys beyond it; otherwise fewer, larger calls are better.
-        return Config(block_q=256 if problem.band.left >= 0 else 512, threads=0)
+        return Config(block_q=256 if problem.band.left >= 0 else 1024, threads=0)
 
 
 class SdpaBandedForward(SdpaBanded):
