@@ -40,7 +40,7 @@ BAR = 1.0
 BAR_WITH_MASK = 2.0
 
 LONG_TOKENS = 4096  # from here on a call takes so long that warming up with a short one does
-SECONDS = 4.0  # of measuring a case, where a few rounds take less
+SECONDS = 1.0  # of measuring a case, where two or three rounds take less
 QUICK_SECONDS = 1.0
 LIMIT_SECONDS = 15.0  # after which no further round of a case begins
 MEMORY_HEAD_DIM = 64  # the only one whose memory is measured: it is in proportion to the head dim

@@ -6,7 +6,6 @@ them (:func:`attention` below): going through the operator costs 10 µs on the h
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -39,7 +38,6 @@ _SCHEMAS = (
 )
 # Tensors lead AttentionInputs; of these, q, k, v, bias and sinks get a gradient.
 _TENSORS = 10
-_ARGUMENTS = len(dataclasses.fields(AttentionInputs))
 _BIAS, _SINKS = 4, 6
 
 _library: Any = torch.library.Library("faops", "DEF")  # type: ignore[no-untyped-call]
@@ -123,10 +121,14 @@ torch.library.register_fake("faops::attention_with_kvcache", _fake_kvcache, lib=
 # --- gradients --------------------------------------------------------------------------------------------------------
 
 
-def _save(ctx: Any, args: tuple[Any, ...], out: Tensor, lse: Tensor) -> None:
+# The autograd functions take the tensors of AttentionInputs one by one and all the rest as one tuple in front: every
+# argument of a Function costs the host, the tensors among them twice.
+
+
+def _save(ctx: Any, numbers: tuple[Any, ...], tensors: tuple[Any, ...], out: Tensor, lse: Tensor) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*args[:_TENSORS], out, lse)
-    ctx.numbers = args[_TENSORS:]
+    ctx.save_for_backward(*tensors, out, lse)
+    ctx.numbers = numbers
 
 
 def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
@@ -135,13 +137,18 @@ def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any,
         raise RuntimeError("faops::attention must be called with need_lse=True where a gradient is needed")
     if dout is None:
         dout = torch.zeros_like(out)
-    wants = (ctx.needs_input_grad[_BIAS], ctx.needs_input_grad[_SINKS])
-    run = _backward if is_plain(dout, tensors[0], tensors[1]) else backward_op
-    dq, dk, dv, dbias, dsinks = run(dout, dlse, out, lse, *wants, *tensors, *ctx.numbers)
-    gradients: list[Any] = [None] * _ARGUMENTS
-    gradients[:3] = dq, dk, dv
-    gradients[_BIAS] = dbias if wants[0] else None
-    gradients[_SINKS] = dsinks if wants[1] else None
+    wants_bias, wants_sinks = ctx.needs_input_grad[1 + _BIAS], ctx.needs_input_grad[1 + _SINKS]
+    if is_plain(dout, tensors[0], tensors[1]):
+        forward = AttentionInputs(*tensors, *ctx.numbers)
+        inputs = BackwardInputs(dout, dlse, forward, out, lse, wants_bias, wants_sinks)
+        dq, dk, dv, dbias, dsinks = execute.backward(inputs)
+    else:
+        arguments = (dout, dlse, out, lse, wants_bias, wants_sinks, *tensors, *ctx.numbers)
+        dq, dk, dv, dbias, dsinks = backward_op(*arguments)
+    gradients: list[Any] = [None] * (1 + _TENSORS)
+    gradients[1:4] = dq, dk, dv
+    gradients[1 + _BIAS] = dbias if wants_bias else None
+    gradients[1 + _SINKS] = dsinks if wants_sinks else None
     return tuple(gradients)
 
 
@@ -149,13 +156,15 @@ class Attention(torch.autograd.Function):
     """Forward and backward of the operator. ``need_lse`` must be set: backward recomputes from lse."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        if is_plain(args[0], args[1], args[2]):
-            out, lse = _attention(*args)
+    def forward(ctx: Any, numbers: tuple[Any, ...], *tensors: Any) -> tuple[Tensor, Tensor]:
+        if is_plain(tensors[0], tensors[1], tensors[2]):
+            inputs = AttentionInputs(*tensors, *numbers)
+            out, lse = execute.forward(inputs)
+            lse = _or_empty(lse, inputs.q)
         else:
             with torch._C._AutoDispatchBelowAutograd():
-                out, lse = attention_op(*args)
-        _save(ctx, args, out, lse)
+                out, lse = attention_op(*tensors, *numbers)
+        _save(ctx, numbers, tensors, out, lse)
         return out, lse
 
     @staticmethod
@@ -168,12 +177,12 @@ class TransformableAttention(torch.autograd.Function):
     """The same for torch.func, which wants the context set up apart (that costs an eager call 100 µs)."""
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        return attention_op(*args)  # type: ignore[no-any-return]
+    def forward(numbers: tuple[Any, ...], *tensors: Any) -> tuple[Tensor, Tensor]:
+        return attention_op(*tensors, *numbers)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _save(ctx, inputs, *output)
+        _save(ctx, inputs[0], inputs[1:], *output)
 
     @staticmethod
     @once_differentiable
@@ -185,10 +194,15 @@ _apply: Any = Attention.apply
 _apply_transformable: Any = TransformableAttention.apply
 
 
+def with_gradient(*args: Any) -> tuple[Tensor, Tensor]:
+    """(out, lse) for the arguments of AttentionInputs, recorded for backward."""
+    return _apply(args[_TENSORS:], *args[:_TENSORS])  # type: ignore[no-any-return]
+
+
 def _autograd(*args: Any) -> tuple[Tensor, Tensor]:
     """The operator's Autograd implementation."""
     if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args[:_TENSORS]):
-        return _apply(*args)  # type: ignore[no-any-return]
+        return with_gradient(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return attention_op(*args)  # type: ignore[no-any-return]
 
@@ -204,11 +218,11 @@ def attention(*args: Any) -> tuple[Tensor, Tensor | None]:
     if torch.compiler.is_compiling():
         return attention_op(*args)  # type: ignore[no-any-return]
     if torch._C._are_functorch_transforms_active():
-        return _apply_transformable(*args)  # type: ignore[no-any-return]
+        return _apply_transformable(args[_TENSORS:], *args[:_TENSORS])  # type: ignore[no-any-return]
     if not is_plain(args[0], args[1], args[2]):
         return attention_op(*args)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and any(arg is not None and arg.requires_grad for arg in args[:7]):
-        return _apply(*args)  # type: ignore[no-any-return]
+        return with_gradient(*args)
     return execute.forward(AttentionInputs(*args))
 
 

@@ -1,8 +1,8 @@
 """The short path of a repeated call.
 
 A call of faops.attention() with the same shapes, strides, dtypes, devices and options as an earlier one needs no
-validation and no planning: one dict look-up finds what to launch. It serves plain eager calls without gradients and
-without further tensors; everything else takes the long path, which costs the host some 15 µs more.
+validation and no planning: one dict look-up finds what to launch. It serves plain eager calls, with and without
+gradients, that have no further tensors; everything else takes the long path, which costs the host some 15 µs more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from faops import dispatch
 from faops.device import detect
 from faops.inputs import AttentionInputs
-from faops.ops import PLAIN_TYPES, dispatch_modes, is_plain
+from faops.ops import PLAIN_TYPES, dispatch_modes, is_plain, with_gradient
 
 Run = Callable[[Tensor, Tensor, Tensor], Any]
 
@@ -33,7 +33,6 @@ def find(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...]) -> Run | Non
         or dispatch_modes()
         or _transforms()
         or _autocasts()
-        or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
     ):
         return None
     try:
@@ -46,19 +45,19 @@ def find(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...]) -> Run | Non
 def _key(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...]) -> Hashable:
     return (
         options, q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype,
-        q.device, k.device, v.device, torch.get_num_threads(),
+        q.device, k.device, v.device, torch.get_num_threads(), _needs_gradient(q, k, v),
     )  # fmt: skip
 
 
-def remember(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...], arguments: tuple[Any, ...]) -> None:
-    """Keep the plan of a call that has just succeeded, with its validated arguments of AttentionInputs.
+def _needs_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
 
-    What :func:`find` refuses is not asked for again, so it does no harm to remember it; but a call that needed a
-    gradient asked for lse, which one that does not need it must not inherit.
-    """
+
+def remember(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...], arguments: tuple[Any, ...]) -> None:
+    """Keep the plan of a call that has just succeeded, with its validated arguments of AttentionInputs."""
     inputs = AttentionInputs(*arguments)
     heads_first, return_lse = options[5] == "bhsd", options[6]
-    if inputs.need_lse != return_lse or not is_plain(q, k, v) or _autocasts():
+    if not is_plain(q, k, v) or _autocasts():
         return
     try:
         key = _key(q, k, v, options)
@@ -68,11 +67,15 @@ def remember(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...], argument
     plan = dispatch.plan(inputs.problem(), detect(inputs.q.device), inputs.backend)
     numbers = arguments[3:]
     launch, config = plan.kernel.launch, plan.config
+    recorded = _needs_gradient(q, k, v)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Any:
         if heads_first:
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out, lse = launch(AttentionInputs(q, k, v, *numbers), config)
+        if recorded:
+            out, lse = with_gradient(q, k, v, *numbers)
+        else:
+            out, lse = launch(AttentionInputs(q, k, v, *numbers), config)
         if heads_first:
             out = out.transpose(1, 2)
         return (out, lse) if return_lse else out

@@ -153,7 +153,6 @@ def test_zeros_and_ones_are_not_a_key_mask() -> None:
         masks.decode(torch.ones(2, 1, 1, 4, dtype=torch.int64))
 
 
-@pytest.mark.compile
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 @torch.no_grad()
 def test_a_compiled_model_gives_the_same(name: str) -> None:
@@ -163,7 +162,6 @@ def test_a_compiled_model_gives_the_same(name: str) -> None:
     close(compiled(ids, use_cache=False).logits, eager(ids, use_cache=False).logits)
 
 
-@pytest.mark.compile
 @torch.no_grad()
 def test_compiled_steps_with_a_static_cache() -> None:
     eager, ours = pair(llama())

@@ -18,7 +18,6 @@ FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
 BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
 
 HALF = ("float16", "bfloat16")
-UPCAST_ROWS = 16  # with fewer query rows, converting K and V costs more than their products gain
 
 
 def cpu_reasons(device: DeviceProfile) -> Iterator[str]:
@@ -65,8 +64,10 @@ def may_upcast(problem: AttentionProblem, device: DeviceProfile) -> bool:
 
 
 def upcasts_by_default(problem: AttentionProblem, device: DeviceProfile) -> bool:
-    """Without instructions for 16-bit products a CPU is faster in float32, conversions included, and more exact."""
-    return may_upcast(problem, device) and problem.seqlen_q >= UPCAST_ROWS and not device.arch.endswith("-bf16")
+    """A CPU without instructions for 16-bit products runs the backward in half the time in float32, conversions
+    included; forward it gains too little to pay for them at every size, so that is left to tuning.
+    """
+    return may_upcast(problem, device) and problem.op == "backward" and not device.arch.endswith("-bf16")
 
 
 def widened(upcast: int, *tensors: Tensor) -> tuple[Tensor, ...]:
