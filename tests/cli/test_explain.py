@@ -9,10 +9,10 @@ from tests.cli.support import TINY, document, refused
 
 
 def test_names_the_plan_and_every_verdict(faops: Faops) -> None:
-    result = faops("explain", "--shape", "sq=64,h=4,d=32,window=8:0,alibi=1")
+    result = faops("explain", "--shape", "sq=64,h=4,d=32,window=8:0,alibi=1,sinks=1")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("problem  forward float16 b1 64x64 h4/4 d32 window(8,0) alibi")
+    assert lines[0].startswith("problem  forward float16 b1 64x64 h4/4 d32 window(8,0) alibi sinks")
     assert any(line.startswith("plan     torch.blockwise_forward [") for line in lines)
     assert any(line.startswith("because  not tuned") for line in lines)
     sdpa = next(index for index, line in enumerate(lines) if line.startswith("torch.sdpa_forward "))
@@ -49,7 +49,7 @@ def test_forced_backend(faops: Faops) -> None:
 
 
 def test_forced_backend_that_cannot_run_has_no_plan(faops: Faops) -> None:
-    shape = "sq=16,h=2,d=16,window=4:0"
+    shape = "sq=16,h=2,d=16,window=4:0,softcap=1"
     found = document(faops("explain", "--shape", shape, "--backend", "torch.sdpa", "--json"))
     assert found["plan"] is None
     assert "torch.sdpa_forward" in found["error"]
