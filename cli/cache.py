@@ -1,4 +1,4 @@
-"""`faops cache`: list, show and clear what tuning has found."""
+"""`faops cache`: list, show and clear what tuning has found, and the kernels that were compiled."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from .output import json_option, print_json, print_line, print_pairs, print_tabl
 
 if TYPE_CHECKING:
     from faops.autotune.entry import Entry
+    from faops.backends.cuda_raw.cubin_cache import Entry as Cubin
+
+SHORT = 60  # characters of a kernel's constants in a table
 
 
 @click.group("cache", short_help="List, show and clear what tuning has found.")
 def command() -> None:
-    """List, show and clear the winners that tuning has found.
+    """List, show and clear the winners that tuning has found, and the CUDA kernels that were compiled.
 
     \b
     Examples:
       faops cache ls
       faops cache show forward/dense/float32/b1/q1024
       faops cache clear --yes
+      faops cache cubins
     """
 
 
@@ -30,7 +34,8 @@ def command() -> None:
 @json_option
 def ls(as_json: bool) -> None:
     """List all entries: key, winner, speed-up over the default, date, and whether calls on that device use
-    it: not when it was measured with other versions of torch or the compilers, or of the kernel.
+    it: not when it was measured with other versions of torch or the compilers, or of the kernel. The last line
+    tells how many compiled kernels there are.
 
     \b
     Examples:
@@ -38,20 +43,25 @@ def ls(as_json: bool) -> None:
       faops cache ls --json
     """
     from faops.autotune.cache import TuningCache
+    from faops.backends.cuda_raw import cubin_cache
 
     cache = TuningCache()
     entries = cache.entries()
+    count, size = cubin_cache.usage()
     if as_json:
-        print_json("cache ls", path=str(cache.root), entries=[_brief(entry) for entry in entries])
-        return
-    if not entries:
-        print_line(f"no entries in {cache.root}; `faops tune` makes them")
+        cubins = {"path": str(cubin_cache.directory()), "count": count, "bytes": size}
+        print_json("cache ls", path=str(cache.root), entries=[_brief(entry) for entry in entries], cubins=cubins)
         return
     for (device, software), group in groupby(entries, key=lambda entry: (entry.device, _software(entry))):
         print_line(f"{device} ({software})", style="bold")
         print_table(("key", "winner", "config", "speed-up", "date", "used"), [_row(entry) for entry in group])
         print_line()
-    print_line(f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'} in {cache.root}")
+    if entries:
+        print_line(f"{_counted(len(entries), 'entry', 'entries')} in {cache.root}")
+    else:
+        print_line(f"no entries in {cache.root}; `faops tune` makes them")
+    if count:
+        print_line(f"{_kernels(count)}, {_size(size)}, in {cubin_cache.directory()}")
 
 
 @command.command("show", short_help="Print everything about one entry.")
@@ -78,32 +88,122 @@ def show(key: str, as_json: bool) -> None:
 
 @command.command("clear", short_help="Remove all entries or one.")
 @click.argument("key", required=False)
+@click.option("--cubins", is_flag=True, help="Remove the compiled kernels, and no entry.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
-def clear(key: str | None, yes: bool, as_json: bool) -> None:
-    """Remove all entries, unreadable ones too, or only the one with KEY.
+def clear(key: str | None, cubins: bool, yes: bool, as_json: bool) -> None:
+    """Remove all entries, unreadable ones too, or only the one with KEY; with --cubins the compiled kernels.
 
     \b
     Examples:
       faops cache clear
       faops cache clear --yes
       faops cache clear q1024 --yes
+      faops cache clear --cubins --yes
     """
     from faops.autotune.cache import TuningCache
+    from faops.backends.cuda_raw import cubin_cache
 
+    if cubins and key is not None:
+        raise click.UsageError("--cubins removes all compiled kernels and takes no KEY")
     cache = TuningCache()
+    place = cubin_cache.directory() if cubins else cache.root
     exact = _matching(key)[0].key if key is not None else None
     if not yes:
         if not _can_ask():
             raise click.UsageError("without a terminal to ask on, --yes is needed to clear the cache")
-        what = f"the entry {exact}" if exact else "all entries"
-        if not click.confirm(f"Remove {what} in {cache.root}?", err=True):
+        what = "all compiled kernels" if cubins else f"the entry {exact}" if exact else "all entries"
+        if not click.confirm(f"Remove {what} in {place}?", err=True):
             raise click.exceptions.Exit(1)
-    removed = cache.clear(key=exact)
+    removed = cubin_cache.prune(0)[0] if cubins else cache.clear(key=exact)
     if as_json:
-        print_json("cache clear", path=str(cache.root), removed=removed)
+        print_json("cache clear", path=str(place), removed=removed)
     else:
-        print_line(f"removed {removed} {'entry' if removed == 1 else 'entries'} from {cache.root}")
+        what = _kernels(removed) if cubins else _counted(removed, "entry", "entries")
+        print_line(f"removed {what} from {place}")
+
+
+@command.command("cubins", short_help="List the compiled kernels.")
+@json_option
+def cubins(as_json: bool) -> None:
+    """List the CUDA kernels that were compiled: target, registers and spilled bytes of a thread, size of the code,
+    date, and what the kernel was specialised for.
+
+    \b
+    Examples:
+      faops cache cubins
+      faops cache cubins --json
+    """
+    from faops.backends.cuda_raw import cubin_cache
+
+    place = str(cubin_cache.directory())
+    found = cubin_cache.entries()
+    if as_json:
+        print_json("cache cubins", path=place, cubins=[entry.as_dict() for entry in found])
+        return
+    if found:
+        columns = ("kernel", "target", "registers", "spilled", "size", "date", "specialised for")
+        print_table(columns, [_cubin_row(entry) for entry in found])
+        print_line()
+    count, size = cubin_cache.usage()
+    if unreadable := count - len(found):
+        print_line(f"{_counted(unreadable, 'file', 'files')} cannot be read; the kernel is compiled again when needed")
+    print_line(f"{_kernels(count)}, {_size(size)}, in {place}" if count else f"no compiled kernels in {place}")
+
+
+@command.command("prune", short_help="Remove the compiled kernels used least recently.")
+@click.option(
+    "--max-mb", type=click.IntRange(min=0), metavar="N", help="MiB to keep; by default the setting cubin_cache_mb."
+)
+@json_option
+def prune(max_mb: int | None, as_json: bool) -> None:
+    """Remove compiled kernels, those used least recently first, until the others take no more than N MiB.
+
+    This happens by itself whenever a kernel is compiled. What is removed is compiled again when it is needed.
+
+    \b
+    Examples:
+      faops cache prune
+      faops cache prune --max-mb 64
+    """
+    from faops.architectures import MIB
+    from faops.backends.cuda_raw import cubin_cache
+
+    limit = cubin_cache.limit_bytes() if max_mb is None else max_mb * MIB
+    removed, freed = cubin_cache.prune(limit)
+    count, size = cubin_cache.usage()
+    place = str(cubin_cache.directory())
+    if as_json:
+        left = {"count": count, "bytes": size}
+        print_json("cache prune", path=place, limit_bytes=limit, removed=removed, freed_bytes=freed, left=left)
+        return
+    gone = f"removed {_kernels(removed)}, {_size(freed)}" if removed else "nothing to remove"
+    print_line(f"{gone}; {_kernels(count)}, {_size(size)}, of at most {_size(limit)} in {place}")
+
+
+def _kernels(count: int) -> str:
+    return _counted(count, "compiled kernel", "compiled kernels")
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+def _size(size: int) -> str:
+    """Bytes with a unit that suits them."""
+    for unit, bytes_each in (("MiB", 2**20), ("KiB", 2**10)):
+        if size >= bytes_each:
+            return f"{size / bytes_each:.1f} {unit}"
+    return f"{size} B"
+
+
+def _cubin_row(entry: Cubin) -> tuple[str, ...]:
+    registers, stores = entry.figures.get("registers"), entry.figures.get("spill_store_bytes")
+    constants = " ".join(f"{name}={value}" for name, value in entry.specialization.items())
+    if len(constants) > SHORT:
+        constants = constants[: SHORT - 3] + "..."
+    figures = ("-" if value is None else str(value) for value in (registers, stores))
+    return entry.name, entry.target, *figures, _size(entry.image_bytes), entry.date, constants or "-"
 
 
 def _can_ask() -> bool:

@@ -65,6 +65,11 @@ def limits(arch: str) -> Limits:
     return _UNKNOWN_CUDA if arch.startswith("sm_") else _HOST
 
 
+def cuda_number(arch: str) -> int:
+    """Compute capability times ten of an NVIDIA architecture or compiler target: 86 for "sm_86", 90 for "sm_90a"."""
+    return int("".join(filter(str.isdecimal, arch)))
+
+
 @dataclass(frozen=True)
 class KnownDevice:
     """What a vendor publishes about one device. Bandwidth in bytes/s, 16-bit matrix rate in FLOP/s (dense)."""

@@ -57,3 +57,19 @@ class PlanError(FaopsError, ValueError):
 
 class TuningError(FaopsError):
     """Tuning could not finish."""
+
+
+class CompileError(FaopsError, RuntimeError):
+    """A kernel does not compile.
+
+    ``source`` is the full text with numbered lines, headers included; ``log`` is what the compiler said.
+    """
+
+    def __init__(self, message: str, source: str = "", log: str = "") -> None:
+        self.source = source
+        self.log = log
+        super().__init__(message)
+
+
+class UnavailableError(FaopsError, RuntimeError):
+    """A kernel that accepted a problem turned out unable to run on this machine; the call goes to the next one."""

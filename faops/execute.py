@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from faops import dispatch
 from faops.device import detect
 from faops.dispatch import Plan
+from faops.errors import FaopsWarning, UnavailableError
 from faops.inputs import AttentionInputs, BackwardInputs, DecodeInputs
 from faops.validate import check_cache_values, check_sequence_values
 
@@ -41,11 +43,29 @@ def _launch(key: tuple[Any, ...], inputs: Any, like: Tensor, backend: str) -> An
     plan: Plan | None = plans.get(key)
     if plan is None:
         plan = plans[key] = dispatch.plan(inputs.problem(), detect(like.device), backend)
+    try:
+        return run(plan, inputs, like)
+    except UnavailableError as error:
+        return _run_another(plan, error, inputs, like, backend)
+
+
+def run(plan: Plan, inputs: Any, like: Tensor) -> Any:
+    """Launch a plan's kernel on the device of ``like``."""
     if torch.is_autocast_enabled(like.device.type):
         # The inputs have their final dtype; torch operations inside a kernel must not be recast.
         with torch.autocast(like.device.type, enabled=False):
             return plan.kernel.launch(inputs, plan.config)
     return plan.kernel.launch(inputs, plan.config)
+
+
+def _run_another(failed: Plan, error: UnavailableError, inputs: Any, like: Tensor, backend: str) -> Any:
+    """Plan again, now that a kernel knows it cannot run here. Raises what it said if no other takes its place."""
+    dispatch.forget()
+    plan = dispatch.plan(inputs.problem(), detect(like.device), backend)
+    if plan.kernel is failed.kernel:
+        raise error
+    warnings.warn(f"{failed.kernel.id} cannot run here, {plan.kernel.id} does: {error}", FaopsWarning, stacklevel=2)
+    return run(plan, inputs, like)
 
 
 def _forward_key(op: str, inputs: AttentionInputs) -> tuple[Any, ...]:

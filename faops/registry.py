@@ -24,7 +24,7 @@ from faops.errors import FaopsWarning
 from faops.problem import AttentionProblem, Op
 
 # Modules that register the backends built into faops; each has a function register_kernels().
-BUILTIN_BACKENDS: tuple[str, ...] = ("faops.backends.torch",)
+BUILTIN_BACKENDS: tuple[str, ...] = ("faops.backends.torch", "faops.backends.cuda_raw")
 ENTRY_POINT_GROUP = "faops.backends"
 
 ConfigValue = int | str | bool

@@ -34,6 +34,27 @@ def _parse_bool(text: str) -> bool:
     raise ValueError("expected 0 or 1")
 
 
+def _parse_card(text: str) -> str:
+    """Short name of an NVIDIA card; "1" is an A100, "" and "0" none."""
+    from faops.architectures import KNOWN_DEVICES
+
+    named = text.strip().lower()
+    if named in FALSE:
+        return ""
+    if named in TRUE:
+        return "a100"
+    cards = [name for name, device in KNOWN_DEVICES.items() if device.arch.startswith("sm_")]
+    if named not in cards:
+        raise ValueError(f"expected 1 (an A100) or one of {', '.join(cards)}")
+    return named
+
+
+def _parse_size(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError("expected a whole number, 0 or more")
+    return int(text)
+
+
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for setting in (
@@ -48,6 +69,20 @@ SETTINGS: dict[str, Setting] = {
             False,
             _parse_bool,
             "check the contents of cu_seqlens, block_table and lengths on accelerators too, which synchronises",
+        ),
+        Setting(
+            "emulate",
+            "FAOPS_EMULATE",
+            "",
+            _parse_card,
+            "run the cuda_raw kernels of this card on CPU tensors in the emulator, slowly; 1 is an A100, empty is off",
+        ),
+        Setting(
+            "cubin_cache_mb",
+            "FAOPS_CUBIN_CACHE_MB",
+            512,
+            _parse_size,
+            "MiB that compiled CUDA kernels may take on disk; 0 keeps none",
         ),
     )
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from faops.doctor import cache, driver, kernels, npu, python, settings, torch
+from faops.doctor import cache, cuda, driver, kernels, npu, python, settings, torch
 from faops.doctor.check import Check, Finding, Result, perform, worst
 from faops.errors import ArgumentError
 
@@ -17,6 +17,7 @@ _MODULES = {
     "python": python,
     "torch": torch,
     "driver": driver,
+    "cuda": cuda,
     "npu": npu,
     "cache": cache,
     "settings": settings,

@@ -1,7 +1,9 @@
-"""`faops cache ls | show | clear`."""
+"""`faops cache ls | show | clear | cubins | prune`."""
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,10 @@ import pytest
 
 from faops.autotune.cache import TuningCache
 from faops.autotune.entry import Entry
+from faops.backends.cuda_raw import cubin_cache, nvrtc
+from faops.backends.cuda_raw.nvrtc import Compiled
+from faops.backends.cuda_raw.source import Source
+from faops.backends.cuda_raw.targets import Target
 from faops.device import detect
 from tests.cli.conftest import Faops
 from tests.cli.support import TINY, document, refused
@@ -112,3 +118,106 @@ def test_cache_directory_that_is_no_directory(faops: Faops, tmp_path: Path, monk
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FAOPS_CACHE_DIR", str(tmp_path / "file"))
     assert "no entries in" in faops("cache", "ls").stdout
+
+
+# --- compiled kernels -------------------------------------------------------------------------------------------------
+
+CONSTANTS = "constexpr int TILE_M = 128;\nconstexpr bool CAUSAL = true;\n"
+
+
+@pytest.fixture
+def cubins(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Three files as the cache writes them, the oldest first, with 300 kB of made-up code each; no compiler runs."""
+
+    def compile(source: Source, target: Target) -> Compiled:
+        registers = None if target.kind == "ptx" else 168
+        return Compiled(bytes(300_000), target, "log", 0.5, registers, spill_store_bytes=None if not registers else 24)
+
+    monkeypatch.setattr(nvrtc, "compile", compile)
+    monkeypatch.setattr(nvrtc, "version_text", lambda: "13.0")
+    cubin_cache.forget()
+    made: list[Path] = []
+    for index, (name, target) in enumerate((("new", "sm_80"), ("new", "compute_80"), ("other", "sm_90a"))):
+        source = Source(name, "entry", (("specialization.cuh", CONSTANTS if index < 2 else ""),), "", 32)
+        cubin_cache.compile_cached(source, Target(target))
+        (path,) = set(cubin_cache.directory().glob("*.txt")) - set(made)
+        os.utime(path, (1000.0 + index, 1000.0 + index))
+        made.append(path)
+    cubin_cache.forget()
+    return made
+
+
+def test_ls_counts_compiled_kernels(faops: Faops, cubins: list[Path]) -> None:
+    size = sum(path.stat().st_size for path in cubins)
+    counted = document(faops("cache", "ls", "--json"))["cubins"]
+    assert counted == {"path": str(cubins[0].parent), "count": 3, "bytes": size}
+    assert f"3 compiled kernels, 1.1 MiB, in {cubins[0].parent}\n" in faops("cache", "ls").stdout
+
+
+def test_no_compiled_kernels(faops: Faops) -> None:
+    assert "compiled kernel" not in faops("cache", "ls").stdout
+    assert faops("cache", "cubins").stdout == f"no compiled kernels in {cubin_cache.directory()}\n"
+    assert document(faops("cache", "cubins", "--json"))["cubins"] == []
+    assert faops("cache", "prune").stdout.startswith("nothing to remove; 0 compiled kernels, 0 B, of at most 512.0 MiB")
+
+
+def test_cubins_lists_them(faops: Faops, cubins: list[Path]) -> None:
+    listed = document(faops("cache", "cubins", "--json"))["cubins"]
+    assert [(row["name"], row["target"], row["registers"]) for row in listed] == [
+        ("new", "compute_80", None),
+        ("new", "sm_80", 168),
+        ("other", "sm_90a", 168),
+    ]
+    assert listed[1]["specialization"] == {"TILE_M": "128", "CAUSAL": "true"}
+    assert {row["path"] for row in listed} == {str(path) for path in cubins}
+    assert "log" not in listed[0]
+    heading, ptx, cubin, other, *_ = faops("cache", "cubins").stdout.splitlines()
+    today = time.strftime("%Y-%m-%d")
+    assert heading.split()[:4] == ["kernel", "target", "registers", "spilled"]
+    assert ptx.split()[:6] == ["new", "compute_80", "-", "-", "293.0", "KiB"]
+    assert cubin.split() == ["new", "sm_80", "168", "24", "293.0", "KiB", today, "TILE_M=128", "CAUSAL=true"]
+    assert other.split()[-1] == "-"
+
+
+def test_cubins_mentions_files_that_cannot_be_read(faops: Faops, cubins: list[Path]) -> None:
+    cubins[0].write_text("half")
+    text = faops("cache", "cubins").stdout
+    assert "1 file cannot be read" in text
+    assert "3 compiled kernels" in text
+
+
+def test_prune_keeps_what_was_used_last(faops: Faops, cubins: list[Path]) -> None:
+    assert faops("cache", "prune").stdout.startswith("nothing to remove; 3 compiled kernels, 1.1 MiB, of at most 512.0")
+    each = cubins[0].stat().st_size
+    pruned = document(faops("cache", "prune", "--max-mb", "1", "--json"))
+    assert (pruned["removed"], pruned["freed_bytes"], pruned["limit_bytes"]) == (1, each, 2**20)
+    assert pruned["left"]["count"] == 2
+    assert [path.exists() for path in cubins] == [False, True, True]
+    assert faops("cache", "prune", "--max-mb", "0").stdout.startswith("removed 2 compiled kernels, 781.")
+    assert cubin_cache.usage() == (0, 0)
+
+
+def test_prune_takes_the_setting_and_refuses_nonsense(
+    faops: Faops, cubins: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(faops("cache", "prune", "--max-mb", "-1"), "--max-mb", code=2)
+    monkeypatch.setenv("FAOPS_CUBIN_CACHE_MB", "1")
+    assert document(faops("cache", "prune", "--json"))["removed"] == 1
+    monkeypatch.setenv("FAOPS_CUBIN_CACHE_MB", "lots")
+    refused(faops("cache", "prune"), "FAOPS_CUBIN_CACHE_MB='lots'", "whole number")
+
+
+def test_clear_takes_either_entries_or_cubins(
+    faops: Faops, entries: list[Entry], cubins: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(faops("cache", "clear", "--cubins"), "--yes", code=2)
+    refused(faops("cache", "clear", "q16", "--cubins", "--yes"), "no KEY", code=2)
+    assert document(faops("cache", "clear", "--cubins", "--yes", "--json"))["removed"] == 3
+    assert cubin_cache.usage() == (0, 0)
+    assert len(TuningCache().entries()) == 2
+    assert faops("cache", "clear", "--cubins", "--yes").stdout.startswith("removed 0 compiled kernels from ")
+
+
+def test_clear_of_entries_leaves_cubins(faops: Faops, entries: list[Entry], cubins: list[Path]) -> None:
+    assert document(faops("cache", "clear", "--yes", "--json"))["removed"] == 2
+    assert cubin_cache.usage()[0] == 3

@@ -1,0 +1,96 @@
+"""The raw CUDA forward kernels as the registry sees them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from faops.backends.cuda_raw import host
+from faops.backends.cuda_raw.source import CSRC
+from faops.backends.cuda_raw.space import Family, space
+from faops.device import DeviceProfile
+from faops.inputs import AttentionInputs
+from faops.layout import empty_lse, empty_out
+from faops.problem import AttentionProblem
+from faops.registry import Config, Decision, Kernel, decide
+
+MAX_HEAD_DIM = 256
+MAX_BLOCKS = 2**31 - 1  # of a grid
+
+
+class RawForward(Kernel):
+    """What the forward kernels share; each family says which devices, dtypes and configs are its own."""
+
+    backend = "cuda_raw"
+    op = "forward"
+    family: Family
+
+    def check(self, problem: AttentionProblem, device: DeviceProfile) -> Decision:
+        return decide(self._reasons(problem, device))
+
+    def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
+        target = host.target_device(device)
+        if target is None:
+            yield host.not_a_target(device)
+            return
+        yield from self.device_reasons(target)
+        yield from self.dtype_reasons(problem)
+        if problem.layout not in ("dense", "varlen"):
+            yield f"it has no {problem.layout} layout"
+        for name, size in (("head_dim", problem.head_dim), ("head_dim_v", problem.head_dim_v)):
+            if size > MAX_HEAD_DIM:
+                yield f"{name} {size} is more than {MAX_HEAD_DIM}"
+        if problem.batch * problem.heads_q * -(-problem.seqlen_q // 64) >= MAX_BLOCKS:
+            yield f"the grid would have more than {MAX_BLOCKS} blocks"
+        yield from host.missing(device)
+
+    def device_reasons(self, device: DeviceProfile) -> Iterator[str]:
+        """Why the family does not run on an NVIDIA device."""
+        raise NotImplementedError
+
+    def dtype_reasons(self, problem: AttentionProblem) -> Iterator[str]:
+        """Why the family does not compute in the problem's dtype."""
+        if problem.dtype == "float32":
+            yield "tensor cores multiply float32 as tf32 only, whose 10 bits miss the accuracy that float32 asks for"
+        elif problem.dtype not in ("float16", "bfloat16"):
+            yield f"it computes in float16 and bfloat16, not in {problem.dtype}"
+        if problem.fp8_descale:
+            yield "it takes no fp8 descales"
+
+    def tiles(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
+        """The family's default config on an NVIDIA device."""
+        raise NotImplementedError
+
+    def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
+        target = host.target_device(device)
+        default = self.default_config(problem, device)
+        if target is None or target is not device:  # emulated: slow, and no config is faster than another
+            return [default]
+        found = space(self.family, problem.head_dim, problem.head_dim_v, target)
+        return found if default in found else [default, *found]
+
+    def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
+        return self.tiles(problem, host.target_device(device) or device)
+
+    def launch(self, inputs: AttentionInputs, config: Config) -> tuple[Tensor, Tensor | None]:
+        out = empty_out(inputs.q, inputs.v.shape[-1])
+        lse = empty_lse(inputs.q) if inputs.need_lse else None
+        if out.numel() > 0 or (lse is not None and lse.numel() > 0):
+            host.run(self.family, inputs, out, lse, config)
+        return out, lse
+
+    def source_hash(self) -> str:
+        return _source_hash()
+
+
+@functools.cache
+def _source_hash() -> str:
+    """Of everything that shapes these kernels: the modules of this package and the CUDA sources."""
+    digest = hashlib.sha256()
+    for source in sorted((*Path(__file__).parent.glob("*.py"), *CSRC.iterdir())):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,98 @@
+"""Where the kernels run: on an NVIDIA device, or on the CPU in the emulator, which FAOPS_EMULATE asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+import torch
+from torch import Tensor
+
+from faops import settings
+from faops.backends.cuda_raw import nvrtc, targets
+from faops.backends.cuda_raw.space import Family
+from faops.backends.cuda_raw.specialize import Operands, Specialised, specialise
+from faops.device import DeviceProfile, detect, known
+from faops.errors import CompileError, UnavailableError
+from faops.inputs import AttentionInputs
+from faops.registry import Config
+
+MEMO_LIMIT = 4096  # specialised calls kept; emptied when full
+
+_specialised: dict[Hashable, Specialised] = {}
+_broken: dict[str, str] = {}  # what made a device refuse these kernels in this process
+
+
+def target_device(device: DeviceProfile) -> DeviceProfile | None:
+    """The NVIDIA device that a kernel on ``device`` runs on: itself, the emulated one for a CPU, or None."""
+    if device.vendor == "nvidia":
+        return device
+    if device.torch_type == "cpu" and (card := emulated_card()):
+        return known(card)
+    return None
+
+
+def not_a_target(device: DeviceProfile) -> str:
+    """Why there is no target device."""
+    if device.torch_type == "cpu":
+        return "it runs on NVIDIA GPUs; FAOPS_EMULATE=1 runs it on a CPU, slowly"
+    return f"it runs on NVIDIA GPUs, not on {device.name}"
+
+
+def emulated_card() -> str:
+    """Short name of the card to emulate; "" for none."""
+    return str(settings.get("emulate"))
+
+
+def missing(device: DeviceProfile) -> Iterator[str]:
+    """What this machine lacks to run the kernels on ``device``; nothing for a card that is not in it."""
+    if device.vendor != "nvidia":
+        from faops.backends.cuda_raw import emulator
+
+        if reason := emulator.missing():
+            yield reason
+        return
+    if reason := targets.unsupported(device.arch):
+        yield reason
+    if not torch.cuda.is_available():
+        return
+    if reason := nvrtc.installed():
+        yield reason
+    if reason := _broken.get(device.name, ""):
+        yield reason
+
+
+def run(family: Family, inputs: AttentionInputs, out: Tensor, lse: Tensor | None, config: Config) -> None:
+    """Compute ``out`` and ``lse``. Raises UnavailableError where the machine turns out unable to."""
+    operands = Operands.of(inputs, out, lse)
+    key = _key(family, inputs, operands, config)
+    kernel = _specialised.get(key)
+    if kernel is None:
+        if len(_specialised) >= MEMO_LIMIT:
+            _specialised.clear()
+        kernel = _specialised[key] = specialise(family, inputs, operands, config)
+    if inputs.q.device.type == "cpu":
+        from faops.backends.cuda_raw import emulator
+
+        emulator.launch(kernel, operands, known(emulated_card() or "a100").arch)
+        return
+    from faops.backends.cuda_raw.launch import launch
+
+    try:
+        launch(kernel, operands)
+    except (CompileError, ImportError, UnavailableError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        _broken[detect(inputs.q.device).name] = reason
+        raise UnavailableError(reason) from error
+
+
+def _key(family: Family, inputs: AttentionInputs, operands: Operands, config: Config) -> Hashable:
+    """All that :func:`specialise` reads."""
+    tensors = tuple(
+        None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() & 15)
+        for tensor in operands.tensors()
+    )
+    numbers = (
+        inputs.max_seqlen_q, inputs.max_seqlen_k, inputs.window_left, inputs.window_right, inputs.scale,
+        inputs.softcap, inputs.dropout_p,
+    )  # fmt: skip
+    return family, config, tensors, numbers

@@ -1,0 +1,91 @@
+"""Launching a compiled kernel on torch tensors through the CUDA driver.
+
+No synchronisation and no memory from outside torch's allocator: a call can be captured into a CUDA graph once the
+kernel was loaded, which its first call does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import threading
+from typing import Any
+
+import torch
+
+from faops.backends.cuda_raw import cubin_cache, nvrtc, targets
+from faops.backends.cuda_raw.specialize import Operands, Specialised
+from faops.backends.cuda_raw.targets import Target
+from faops.errors import UnavailableError
+
+DEFAULT_SHARED = 48 * 1024  # bytes a block may have without being asked for
+
+
+@functools.cache
+def _driver() -> Any:
+    """CuPy's binding of the driver. Its errors are raised as its CUDADriverError."""
+    importlib.import_module("cupy")  # finds the libraries of the wheels
+    return importlib.import_module("cupy_backends.cuda.api.driver")
+
+
+class Function:
+    """A kernel loaded on one device."""
+
+    def __init__(self, kernel: Specialised, target: Target) -> None:
+        """Compiles and loads in the current context. Raises UnavailableError where the driver does not take it."""
+        driver = _driver()
+        compiled = cubin_cache.compile_cached(kernel.source, target)
+        try:
+            self._module = driver.moduleLoadData(compiled.image)
+            self.handle = driver.moduleGetFunction(self._module, kernel.source.entry)
+            if kernel.shared_bytes > DEFAULT_SHARED:
+                attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                driver.funcSetAttribute(self.handle, attribute, kernel.shared_bytes)
+        except driver.CUDADriverError as error:
+            version, made = targets.driver_cuda_version(), nvrtc.version()
+            reason = targets.driver_reason(made, version, compiled.kind) if version else ""
+            raise UnavailableError(f"the driver does not load {target} code of NVRTC: {reason or error}") from error
+        self.threads = kernel.source.threads
+        self.shared_bytes = kernel.shared_bytes
+
+    def __call__(self, grid: int, stream: int, packed: bytearray) -> None:
+        """Enqueue ``grid`` blocks on ``stream``; the driver copies the parameters before this returns."""
+        argument = ctypes.addressof((ctypes.c_char * len(packed)).from_buffer(packed))
+        arguments = ctypes.c_void_p(argument)
+        _driver().launchKernel(
+            self.handle, grid, 1, 1, self.threads, 1, 1, self.shared_bytes, stream, ctypes.addressof(arguments), 0
+        )
+
+
+_functions: dict[tuple[int, str, int], Function] = {}
+_loading = threading.Lock()
+
+
+def launch(kernel: Specialised, operands: Operands) -> None:
+    """Enqueue ``kernel`` on torch's current stream of the operands' device."""
+    index = operands.q.device.index
+    if index == torch.cuda.current_device():
+        _launch(kernel, operands, index)
+    else:
+        with torch.cuda.device(index):
+            _launch(kernel, operands, index)
+
+
+def _launch(kernel: Specialised, operands: Operands, index: int) -> None:
+    key = (index, kernel.source.digest(), kernel.shared_bytes)
+    function = _functions.get(key)
+    if function is None:
+        with _loading:
+            function = _functions.get(key) or _load(key, kernel, index)
+    stream = torch.cuda.current_stream(index).cuda_stream  # read anew: a graph's capture has a stream of its own
+    function(kernel.grid, stream, kernel.packed(operands))
+
+
+def _load(key: tuple[int, str, int], kernel: Specialised, index: int) -> Function:
+    if torch.cuda.is_current_stream_capturing():
+        raise UnavailableError("a kernel cannot be loaded while a CUDA graph is captured: run the call once before")
+    major, minor = torch.cuda.get_device_capability(index)
+    function = _functions[key] = Function(kernel, nvrtc.target_of(f"sm_{major}{minor}"))
+    return function
+

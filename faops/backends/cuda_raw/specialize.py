@@ -1,0 +1,179 @@
+"""From a call's tensors to a specialised kernel and the values of its parameter struct."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from faops.backends.cuda_raw import params
+from faops.backends.cuda_raw.source import Constant, Source, make_source
+from faops.backends.cuda_raw.space import ELEMENT, WARP, Family, padded, shared_bytes
+from faops.inputs import AttentionInputs
+from faops.philox import threshold
+from faops.problem import UNLIMITED
+from faops.registry import Config
+
+VECTOR_BYTES = (16, 8, 4, 2)  # what device memory may be read in
+BIAS_NONE, BIAS_ELEMENT, BIAS_FLOAT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Specialised:
+    """One kernel for one kind of call."""
+
+    source: Source
+    grid: int
+    shared_bytes: int
+    template: bytes  # the parameter struct with every pointer null
+
+    def packed(self, operands: Operands) -> bytearray:
+        """The parameter struct of one call."""
+        buffer = bytearray(self.template)
+        addresses = (0 if tensor is None else tensor.data_ptr() for tensor in operands.tensors())
+        params.POINTER_STRUCT.pack_into(buffer, 0, *addresses)
+        return buffer
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The tensors of a call in the dtypes the kernels read; in the order of the struct's pointers."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    lse: Tensor | None
+    alibi_slopes: Tensor | None
+    bias: Tensor | None
+    mask: Tensor | None
+    sinks: Tensor | None
+    cu_seqlens_q: Tensor | None
+    cu_seqlens_k: Tensor | None
+    rng: Tensor | None
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return (self.q, self.k, self.v, self.out, self.lse, self.alibi_slopes, self.bias, self.mask, self.sinks,
+                self.cu_seqlens_q, self.cu_seqlens_k, self.rng)  # fmt: skip
+
+    @staticmethod
+    def of(inputs: AttentionInputs, out: Tensor, lse: Tensor | None) -> Operands:
+        bias, sinks, slopes = inputs.bias, inputs.sinks, inputs.alibi_slopes
+        if bias is not None and bias.dtype not in (inputs.q.dtype, torch.float32):
+            bias = bias.float()  # a bias is broadcast, hence small; what it is broadcast over stays unexpanded
+        if sinks is not None and sinks.dtype != torch.float32:
+            sinks = sinks.float()
+        rng = inputs.rng if inputs.dropout_p > 0 else None
+        return Operands(
+            inputs.q, inputs.k, inputs.v, out, lse, contiguous(slopes), bias, inputs.mask, contiguous(sinks),
+            contiguous(inputs.cu_seqlens_q), contiguous(inputs.cu_seqlens_k), rng,
+        )  # fmt: skip
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def specialise(family: Family, inputs: AttentionInputs, operands: Operands, config: Config) -> Specialised:
+    """The kernel of ``family`` and ``config`` for this call."""
+    q, v = operands.q, operands.v
+    rows = inputs.max_seqlen_q
+    row_tiles = max(1, -(-rows // config.integer("tile_m")))
+    varlen = operands.cu_seqlens_q is not None
+    grid = row_tiles * q.shape[-2] * inputs.batch + (q.shape[-2] if varlen else 0)
+    threads = config.integer("warps") * WARP
+    source = make_source(family.name, constants(family, inputs, operands, config), params.header(), threads)
+    template = params.pack(values(inputs, operands, row_tiles))
+    return Specialised(source, grid, shared_bytes(family, config, q.shape[-1], v.shape[-1]), bytes(template))
+
+
+def constants(family: Family, inputs: AttentionInputs, operands: Operands, config: Config) -> dict[str, Constant]:
+    """What the kernel is compiled for."""
+    q, k, v, out, bias = operands.q, operands.k, operands.v, operands.out, operands.bias
+    head_dim, head_dim_v = q.shape[-1], v.shape[-1]
+    bias_kind = BIAS_NONE if bias is None else BIAS_FLOAT if bias.dtype == torch.float32 else BIAS_ELEMENT
+    return {
+        "TILE_M": config.integer("tile_m"),
+        "TILE_N": config.integer("tile_n"),
+        "WARPS": config.integer("warps"),
+        "STAGES": config.integer("stages"),
+        "Q_IN_REGISTERS": bool(config["q_in_registers"]),
+        "WIDTH": padded(head_dim),
+        "WIDTH_V": padded(head_dim_v),
+        "FULL_WIDTH": head_dim == padded(head_dim),
+        "FULL_WIDTH_V": head_dim_v == padded(head_dim_v),
+        "BFLOAT16": q.dtype == torch.bfloat16,
+        "MMA_DEPTH": family.mma_depth,
+        "COPY_BYTES": min(vector_bytes(q), vector_bytes(k), vector_bytes(v)),
+        "OUT_VECTORS": vector_bytes(out) == VECTOR_BYTES[0],
+        "VARLEN": operands.cu_seqlens_q is not None,
+        "WINDOW_LEFT": inputs.window_left != UNLIMITED,
+        "WINDOW_RIGHT": inputs.window_right != UNLIMITED,
+        "SOFTCAP": inputs.softcap > 0,
+        "ALIBI": operands.alibi_slopes is not None,
+        "BIAS": bias_kind,
+        "BIAS_PAIRS": bias is not None and reads_pairs(bias),
+        "MASK": operands.mask is not None,
+        "SINKS": operands.sinks is not None,
+        "DROPOUT": inputs.dropout_p > 0,
+        "LSE": operands.lse is not None,
+        "SCALE_POSITIVE": inputs.scale > 0,
+    }
+
+
+def values(inputs: AttentionInputs, operands: Operands, row_tiles: int) -> dict[str, int | float]:
+    """The struct's members, except the pointers."""
+    q, k, v = operands.q, operands.k, operands.v
+    varlen = operands.cu_seqlens_q is not None
+    found: dict[str, int | float] = {
+        "batch": inputs.batch,
+        "heads": q.shape[-2],
+        "group": max(1, q.shape[-2] // max(1, k.shape[-2])),
+        "row_tiles": row_tiles,
+        "seqlen_q": inputs.max_seqlen_q,
+        "seqlen_k": inputs.max_seqlen_k,
+        "total_q": q.shape[0] if varlen else 0,
+        "head_dim": q.shape[-1],
+        "head_dim_v": v.shape[-1],
+        "window_left": inputs.window_left,
+        "window_right": inputs.window_right,
+        "scale": inputs.scale,
+        "softcap": inputs.softcap,
+        "keep_scale": 1 / (1 - inputs.dropout_p) if inputs.dropout_p < 1 else 0.0,
+        "drop_below": min(threshold(inputs.dropout_p), 2**32 - 1),
+    }
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("out", operands.out)):
+        found[f"{name}_row"], found[f"{name}_head"] = tensor.stride(-3), tensor.stride(-2)
+        found[f"{name}_batch"] = 0 if varlen else tensor.stride(0)
+    if operands.lse is not None:
+        found["lse_batch"] = 0 if varlen else operands.lse.stride(0)
+        found["lse_head"] = operands.lse.stride(-2)
+    if operands.alibi_slopes is not None and operands.alibi_slopes.dim() == 2:
+        found["alibi_batch"] = operands.alibi_slopes.stride(0)
+    for name, matrix in (("bias", operands.bias), ("mask", operands.mask)):
+        if matrix is not None:
+            for axis, size, stride in zip(("batch", "head", "row", "key"), matrix.shape, matrix.stride()):
+                found[f"{name}_{axis}"] = 0 if size == 1 else stride
+    return found
+
+
+def vector_bytes(tensor: Tensor) -> int:
+    """The widest access that every row of ``tensor`` allows: start, strides and width are multiples of it."""
+    together = tensor.data_ptr() | tensor.shape[-1] * ELEMENT
+    for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1]):
+        if size > 1:
+            together |= stride * ELEMENT
+    return next(width for width in VECTOR_BYTES if together % width == 0)
+
+
+def reads_pairs(bias: Tensor) -> bool:
+    """Whether two neighbouring keys' biases lie side by side and aligned, for every even key."""
+    size = bias.element_size()
+    others = [stride for length, stride in zip(bias.shape[:-1], bias.stride()[:-1]) if length > 1]
+    return (
+        bias.shape[-1] > 1
+        and bias.stride(-1) == 1
+        and math.gcd(bias.data_ptr(), *(stride * size for stride in others)) % (2 * size) == 0
+    )

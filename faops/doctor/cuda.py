@@ -1,0 +1,147 @@
+"""Group cuda: what compiles the raw CUDA kernels (CuPy's NVRTC), and the compiler of their emulator.
+
+The backend is imported inside the checks, so that a defect in it is a finding and no crash of all of doctor.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+
+import torch
+
+from faops.doctor import probes
+from faops.doctor.check import Check, Result, fail, ok, skipped, warn
+
+GROUP = "cuda"
+LIBRARY = "libcuda.so.1"
+CUPY = ("cupy-cuda12x", "cupy-cuda13x")
+COMPILERS = ("g++", "clang++")
+BUDGET_SECONDS = 4.0  # doctor stays quick: what is not compiled by then is left out
+
+
+def checks() -> list[Check]:
+    return [
+        Check("cuda.cupy", GROUP, "CuPy, whose NVRTC compiles the raw CUDA kernels, is installed once", check_cupy),
+        Check("cuda.nvrtc", GROUP, "NVRTC can be loaded", check_nvrtc),
+        Check("cuda.driver", GROUP, "the NVIDIA driver takes what NVRTC compiles", check_driver),
+        Check("cuda.compile", GROUP, "a kernel compiles for every architecture", check_compile),
+        Check("cuda.emulator", GROUP, "a C++ compiler for the emulator of the raw CUDA kernels", check_emulator),
+    ]
+
+
+def check_cupy() -> Result:
+    from faops.backends.cuda_raw import nvrtc
+
+    found = {name: version for name in CUPY if (version := probes.installed(name))}
+    if len(found) > 1:
+        text = f"{' and '.join(found)} are installed; they overwrite each other's files"
+        return warn(text, fix=f"pip uninstall --yes {' '.join(found)} && {_install()}")
+    for name, version in found.items():
+        return ok(f"{name} {version}")
+    if not nvrtc.installed():
+        return ok("CuPy is installed, though not from a wheel for CUDA 12 or 13")
+    if not _card():
+        return skipped("CuPy is not installed, and there is no NVIDIA GPU to compile for")
+    return warn("CuPy is not installed, so the raw CUDA kernels cannot be compiled", fix=_install())
+
+
+def check_nvrtc() -> Result:
+    from faops.backends.cuda_raw import nvrtc
+
+    if nvrtc.installed():
+        return skipped("CuPy is not installed")
+    if reason := nvrtc.probe():
+        return warn(reason, fix=_install())
+    where = nvrtc.library_path()
+    return ok(f"NVRTC {nvrtc.version_text()}" + (f" from {where}" if where else ""), f"knows {_architectures()}")
+
+
+def _architectures() -> str:
+    from faops.backends.cuda_raw import nvrtc
+
+    return ", ".join(f"sm_{number}" for number in nvrtc.supported())
+
+
+def check_driver() -> Result:
+    from faops.backends.cuda_raw import nvrtc, targets
+
+    driver = targets.driver_cuda_version()
+    if driver is None:
+        return skipped("no NVIDIA driver")
+    if nvrtc.probe():
+        return skipped("no NVRTC to compare the driver with")
+    if reason := targets.driver_reason(nvrtc.version(), driver):
+        installed = " ".join(name for name in CUPY if probes.installed(name))
+        remove = f"pip uninstall --yes {installed} && " if installed else ""
+        return warn(reason, "a newer driver would do as well", fix=f"{remove}{_install()}")
+    versions = f"the driver for CUDA {driver[0]}.{driver[1]} takes what NVRTC {nvrtc.version_text()} compiles"
+    newer = targets.driver_reason(nvrtc.version(), driver, kind="ptx")
+    return ok(versions, *([f"but {newer}: a card that this NVRTC does not know cannot be used"] if newer else []))
+
+
+def check_compile() -> Result:
+    """Compile without the cache, the cards of this machine first. Nothing is run."""
+    from faops.backends.cuda_raw import nvrtc, targets
+    from faops.backends.cuda_raw.sample import sample_source
+    from faops.errors import FaopsError
+
+    if nvrtc.probe():
+        return skipped("no NVRTC to compile with")
+    start, details, left = time.perf_counter(), [], []
+    archs = list(dict.fromkeys([*_own_archs(), *targets.ARCHS]))
+    for arch in archs:
+        if time.perf_counter() - start > BUDGET_SECONDS:
+            left.append(arch)
+            continue
+        try:
+            target = nvrtc.target_of(arch)
+            compiled = nvrtc.compile(sample_source(target), target)
+        except FaopsError as error:
+            return fail(f"no kernel can be compiled for {arch}", *str(error).splitlines(), fix=_install("--upgrade "))
+        registers = f", {compiled.registers} registers a thread" if compiled.registers is not None else ""
+        details.append(f"{arch} ({target}): {compiled.seconds:.2f} s{registers}")
+    if left:
+        details.append(f"left out after {BUDGET_SECONDS:.0f} s: {', '.join(left)}")
+    seconds = time.perf_counter() - start
+    return ok(f"one kernel compiled for {len(archs) - len(left)} architectures in {seconds:.1f} s", *details)
+
+
+def check_emulator() -> Result:
+    use = "faops runs without it; only FAOPS_EMULATE needs it"
+    named = os.environ.get("CXX")
+    candidates = (named,) if named else COMPILERS
+    compiler = next((path for name in candidates if (path := probes.program(name))), None)
+    install = "xcode-select --install" if platform.system() == "Darwin" else "sudo apt-get install g++"
+    if compiler is None:
+        wanted = f"CXX={named} is not there" if named else f"none of {', '.join(COMPILERS)} is installed"
+        return warn(f"no C++ compiler for the emulator: {wanted}", use, fix="unset CXX" if named else install)
+    runs, said = probes.output_of([compiler, "--version"])
+    if not runs:
+        return warn(f"{compiler} does not run: {said}", use, fix=install)
+    return ok(f"C++ compiler {said.splitlines()[0] if said else compiler}")
+
+
+def _card() -> bool:
+    return probes.program("nvidia-smi") is not None or probes.library(LIBRARY)
+
+
+def _own_archs() -> list[str]:
+    """Architectures of this machine's NVIDIA GPUs that the kernels are made for."""
+    from faops.backends.cuda_raw import targets
+
+    if torch.version.hip or not torch.cuda.is_available():
+        return []
+    capabilities = (torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+    found = (f"sm_{major}{minor}" for major, minor in capabilities)
+    return [arch for arch in found if not targets.unsupported(arch)]
+
+
+def _install(options: str = "") -> str:
+    """The command that installs what suits the driver; without a driver, what is newest."""
+    from faops.backends.cuda_raw import targets
+
+    driver = targets.driver_cuda_version()
+    extra = "cuda12" if driver is not None and driver < (13, 0) else "cuda13"
+    return f"pip install {options}'faops[{extra}]'"
