@@ -101,11 +101,13 @@ def check_compile() -> Result:
         except FaopsError as error:
             return fail(f"no kernel can be compiled for {arch}", *str(error).splitlines(), fix=_install("--upgrade "))
         registers = f", {compiled.registers} registers a thread" if compiled.registers is not None else ""
-        details.append(f"{arch} ({target}): {compiled.seconds:.2f} s{registers}")
+        shown = arch if target.name == arch else f"{arch} (as {target})"
+        details.append(f"{shown}: {compiled.seconds:.2f} s{registers}")
     if left:
         details.append(f"left out after {BUDGET_SECONDS:.0f} s: {', '.join(left)}")
+    count = f"{len(archs) - len(left)} of {len(archs)}" if left else f"{len(archs)}"
     seconds = time.perf_counter() - start
-    return ok(f"one kernel compiled for {len(archs) - len(left)} architectures in {seconds:.1f} s", *details)
+    return ok(f"one kernel compiled for {count} architectures in {seconds:.1f} s", *details)
 
 
 def check_emulator() -> Result:

@@ -122,7 +122,7 @@ def test_cache_directory_that_is_no_directory(faops: Faops, tmp_path: Path, monk
 
 # --- compiled kernels -------------------------------------------------------------------------------------------------
 
-CONSTANTS = "constexpr int TILE_M = 128;\nconstexpr bool CAUSAL = true;\n"
+CONSTANTS = "constexpr int TILE_M = 128;\nconstexpr bool CAUSAL = true;\nconstexpr bool ALIBI = false;\nconstexpr int BIAS = 0;\n"
 
 
 @pytest.fixture
@@ -168,14 +168,14 @@ def test_cubins_lists_them(faops: Faops, cubins: list[Path]) -> None:
         ("new", "sm_80", 168),
         ("other", "sm_90a", 168),
     ]
-    assert listed[1]["specialization"] == {"TILE_M": "128", "CAUSAL": "true"}
+    assert listed[1]["specialization"] == {"TILE_M": "128", "CAUSAL": "true", "ALIBI": "false", "BIAS": "0"}
     assert {row["path"] for row in listed} == {str(path) for path in cubins}
     assert "log" not in listed[0]
     heading, ptx, cubin, other, *_ = faops("cache", "cubins").stdout.splitlines()
     today = time.strftime("%Y-%m-%d")
     assert heading.split()[:4] == ["kernel", "target", "registers", "spilled"]
     assert ptx.split()[:6] == ["new", "compute_80", "-", "-", "293.0", "KiB"]
-    assert cubin.split() == ["new", "sm_80", "168", "24", "293.0", "KiB", today, "TILE_M=128", "CAUSAL=true"]
+    assert cubin.split() == ["new", "sm_80", "168", "24", "293.0", "KiB", today, "TILE_M=128", "CAUSAL"]
     assert other.split()[-1] == "-"
 
 
@@ -193,7 +193,7 @@ def test_prune_keeps_what_was_used_last(faops: Faops, cubins: list[Path]) -> Non
     assert (pruned["removed"], pruned["freed_bytes"], pruned["limit_bytes"]) == (1, each, 2**20)
     assert pruned["left"]["count"] == 2
     assert [path.exists() for path in cubins] == [False, True, True]
-    assert faops("cache", "prune", "--max-mb", "0").stdout.startswith("removed 2 compiled kernels, 781.")
+    assert faops("cache", "prune", "--max-mb", "0").stdout.startswith("removed 2 compiled kernels, 782.0 KiB; 0 ")
     assert cubin_cache.usage() == (0, 0)
 
 

@@ -50,7 +50,7 @@ def test_every_shape_in_the_docs_parses() -> None:
 def test_every_setting_is_in_the_table() -> None:
     text = (DOCS / "settings.md").read_text()
     for setting in settings.SETTINGS.values():
-        default = {True: "1", False: "0", "": "empty"}[setting.default]
+        default = {"True": "1", "False": "0", "": "empty"}.get(str(setting.default), str(setting.default))
         assert f"| `{setting.name}` | `{setting.variable}` | {default} | {setting.meaning} |" in text
     for variable in OTHER_VARIABLES:
         assert f"`{variable}`" in text

@@ -12,7 +12,8 @@ from tests.cli.support import document, refused
 def test_lists_every_registered_kernel(faops: Faops) -> None:
     found = document(faops("kernels", "--json"))["kernels"]
     assert [row["kernel"] for row in found] == [kernel.id for kernel in registry.kernels()]
-    assert all(row["configs"] >= 1 for row in found)
+    assert all(row["configs"] >= 1 for row in found if row["backend"] == "torch")
+    assert all("NVIDIA" in row["reasons"][0] for row in found if row["backend"] == "cuda_raw")
     text = faops("kernels").stdout
     for kernel in registry.kernels():
         assert f"\n{kernel.id} " in text
@@ -26,6 +27,13 @@ def test_says_what_a_device_refuses(faops: Faops, monkeypatch: pytest.MonkeyPatc
     assert row["reasons"] == ["needs wings", "needs wheels"]
     assert row["configs"] == 0
     assert "needs wings" in faops("kernels", "--device", "t4").stdout
+
+
+def test_a_card_that_is_not_here_has_its_configs(faops: Faops) -> None:
+    rows = {row["kernel"]: row for row in document(faops("kernels", "--device", "a100", "--json"))["kernels"]}
+    assert rows["cuda_raw.sm80_forward"]["configs"] > 10
+    assert rows["cuda_raw.sm80_forward"]["reasons"] == []
+    assert "Turing" in rows["cuda_raw.sm75_forward"]["reasons"][0]
 
 
 def test_shows_backends_that_failed(faops: Faops, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,7 +287,8 @@ def test_fp8_is_refused_with_every_kernel_s_reason() -> None:
         with pytest.raises(NoKernelError) as caught:
             faops.attention(q, k, v, **descales)
         assert set(caught.value.rejections) >= {"torch.sdpa_forward", "torch.blockwise_forward"}
-        assert all(any("fp8" in reason for reason in reasons) for reasons in caught.value.rejections.values())
+        torch_reasons = [reasons for name, reasons in caught.value.rejections.items() if name.startswith("torch.")]
+        assert all(any("fp8" in reason for reason in reasons) for reasons in torch_reasons)
         assert "float8_e4m3fn" in str(caught.value)
 
 

@@ -89,7 +89,7 @@ def _key(family: Family, inputs: AttentionInputs, operands: Operands, config: Co
     """All that :func:`specialise` reads."""
     tensors = tuple(
         None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() & 15)
-        for tensor in operands.tensors()
+        for tensor in operands
     )
     numbers = (
         inputs.max_seqlen_q, inputs.max_seqlen_k, inputs.window_left, inputs.window_right, inputs.scale,

@@ -88,4 +88,3 @@ def _load(key: tuple[int, str, int], kernel: Specialised, index: int) -> Functio
     major, minor = torch.cuda.get_device_capability(index)
     function = _functions[key] = Function(kernel, nvrtc.target_of(f"sm_{major}{minor}"))
     return function
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from faops.backends.cuda_raw.source import Constant, Source, make_source
 from faops.backends.cuda_raw.space import ELEMENT, WARP, Family, padded, shared_bytes
 from faops.inputs import AttentionInputs
 from faops.philox import threshold
-from faops.problem import UNLIMITED
+from faops.problem import UNLIMITED, Band
 from faops.registry import Config
 
 VECTOR_BYTES = (16, 8, 4, 2)  # what device memory may be read in
@@ -32,13 +33,12 @@ class Specialised:
     def packed(self, operands: Operands) -> bytearray:
         """The parameter struct of one call."""
         buffer = bytearray(self.template)
-        addresses = (0 if tensor is None else tensor.data_ptr() for tensor in operands.tensors())
+        addresses = (0 if tensor is None else tensor.data_ptr() for tensor in operands)
         params.POINTER_STRUCT.pack_into(buffer, 0, *addresses)
         return buffer
 
 
-@dataclass(frozen=True)
-class Operands:
+class Operands(NamedTuple):
     """The tensors of a call in the dtypes the kernels read; in the order of the struct's pointers."""
 
     q: Tensor
@@ -53,10 +53,6 @@ class Operands:
     cu_seqlens_q: Tensor | None
     cu_seqlens_k: Tensor | None
     rng: Tensor | None
-
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return (self.q, self.k, self.v, self.out, self.lse, self.alibi_slopes, self.bias, self.mask, self.sinks,
-                self.cu_seqlens_q, self.cu_seqlens_k, self.rng)  # fmt: skip
 
     @staticmethod
     def of(inputs: AttentionInputs, out: Tensor, lse: Tensor | None) -> Operands:
@@ -109,8 +105,8 @@ def constants(family: Family, inputs: AttentionInputs, operands: Operands, confi
         "COPY_BYTES": min(vector_bytes(q), vector_bytes(k), vector_bytes(v)),
         "OUT_VECTORS": vector_bytes(out) == VECTOR_BYTES[0],
         "VARLEN": operands.cu_seqlens_q is not None,
-        "WINDOW_LEFT": inputs.window_left != UNLIMITED,
-        "WINDOW_RIGHT": inputs.window_right != UNLIMITED,
+        "WINDOW_LEFT": band_of(inputs).left != UNLIMITED,
+        "WINDOW_RIGHT": band_of(inputs).right != UNLIMITED,
         "SOFTCAP": inputs.softcap > 0,
         "ALIBI": operands.alibi_slopes is not None,
         "BIAS": bias_kind,
@@ -137,8 +133,8 @@ def values(inputs: AttentionInputs, operands: Operands, row_tiles: int) -> dict[
         "total_q": q.shape[0] if varlen else 0,
         "head_dim": q.shape[-1],
         "head_dim_v": v.shape[-1],
-        "window_left": inputs.window_left,
-        "window_right": inputs.window_right,
+        "window_left": band_of(inputs).left,
+        "window_right": band_of(inputs).right,
         "scale": inputs.scale,
         "softcap": inputs.softcap,
         "keep_scale": 1 / (1 - inputs.dropout_p) if inputs.dropout_p < 1 else 0.0,
@@ -157,6 +153,11 @@ def values(inputs: AttentionInputs, operands: Operands, row_tiles: int) -> dict[
             for axis, size, stride in zip(("batch", "head", "row", "key"), matrix.shape, matrix.stride()):
                 found[f"{name}_{axis}"] = 0 if size == 1 else stride
     return found
+
+
+def band_of(inputs: AttentionInputs) -> Band:
+    """The band without sides that hide nothing, so that what is left fits an int."""
+    return inputs.band.simplify(inputs.max_seqlen_q, inputs.max_seqlen_k)
 
 
 def vector_bytes(tensor: Tensor) -> int:

@@ -3,10 +3,9 @@ C++ compiler from the same sources."""
 
 from __future__ import annotations
 
-from faops.backends.cuda_raw.emulator.build import build, build_many
 from faops.backends.cuda_raw.emulator.compiler import missing
 from faops.backends.cuda_raw.emulator.counters import Counters
-from faops.backends.cuda_raw.emulator.run import Buffer, Report, run
+from faops.backends.cuda_raw.emulator.grid import Buffer, Report, run
 from faops.backends.cuda_raw.emulator.tensors import launch
 
-__all__ = ["Buffer", "Counters", "Report", "build", "build_many", "launch", "missing", "run"]
+__all__ = ["Buffer", "Counters", "Report", "launch", "missing", "run"]

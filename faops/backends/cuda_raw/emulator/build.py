@@ -103,9 +103,7 @@ def _runtime(found: Compiler, mode: str) -> Path:
     return path
 
 
-def _compile_kernel(
-    found: Compiler, mode: Mode, source: Source, number: int, runtime: Path, scratch: Path
-) -> None:
+def _compile_kernel(found: Compiler, mode: Mode, source: Source, number: int, runtime: Path, scratch: Path) -> None:
     main = f"{source.name}.cu"
     for name, text in ((main, source.text), *source.headers):
         if name != WRAPPERS:

@@ -34,7 +34,7 @@ class Mode:
 _THREAD = ("-fsanitize=thread", "-g1")
 _ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
 # A loop turned into a call of memset would be seen by the sanitizer as an access of the runtime.
-_PLAIN_LOOPS = ("-fno-builtin", "-O2")
+_PLAIN_LOOPS = ("-fno-builtin", "-fno-tree-loop-distribute-patterns", "-O2")
 
 MODES: dict[str, Mode] = {
     "run": Mode(("-O1",), ("-O3",), ("-shared",), False),

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import os
-
+import torch
 from torch import Tensor
 
 from faops.backends.cuda_raw import params
-from faops.backends.cuda_raw.emulator.run import Buffer, Report, run
+from faops.backends.cuda_raw.emulator.grid import Buffer, Report, run
 from faops.backends.cuda_raw.specialize import Operands, Specialised
 
 WRITTEN = ("out", "lse")
 
 
 def launch(kernel: Specialised, operands: Operands, arch: str, mode: str = "run") -> Report:
-    """Run ``kernel`` as an ``arch`` device ("sm_80") would; modes and errors as of :func:`.run.run`."""
-    tensors = operands.tensors()
-    packed = bytearray(kernel.template)
-    addresses = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
-    params.POINTER_STRUCT.pack_into(packed, 0, *addresses)
+    """Run ``kernel`` as an ``arch`` device ("sm_80") would; modes and errors as of :func:`.grid.run`."""
     buffers = [
         buffer_of(tensor, name, name in WRITTEN)
-        for name, tensor in zip(params.POINTERS, tensors)
+        for name, tensor in zip(params.POINTERS, operands)
         if tensor is not None and tensor.numel() > 0
     ]
+    packed = bytes(kernel.packed(operands))
     return run(
-        kernel.source,
-        arch,
-        bytes(packed),
-        kernel.grid,
-        kernel.shared_bytes,
-        buffers,
-        mode,
-        pointers=params.POINTER_OFFSETS,
-        host_threads=os.cpu_count() or 1,
-    )
+        kernel.source, arch, packed, kernel.grid, kernel.shared_bytes, buffers, mode,
+        pointers=params.POINTER_OFFSETS, host_threads=torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def buffer_of(tensor: Tensor, name: str, writable: bool) -> Buffer:

@@ -14,11 +14,16 @@
 namespace emulator {
 
 inline void run_fiber() {
-    Machine& m = *machine;
-    switched(m.current->context);
-    enter(m.launch->params);
-    Fiber& self = *m.current;
-    check_copies_waited_for(self);
+    Fiber& self = *machine->current;
+    switched(self.context);
+    {
+        std::vector<PendingCopy> copies;
+        self.copies = &copies;
+        enter(machine->launch->params);
+        check_copies_waited_for(self);
+        self.copies = nullptr;
+    }
+    order_release(&grid_order);
     self.ended = true;
     self.warp->ready &= ~(1u << self.lane);
     yield();
@@ -112,7 +117,7 @@ inline void start_block(Machine& m, const Pages& pages) {
         fiber.warp = &m.warps[thread / WARP];
         fiber.ended = false;
         fiber.groups = 0;
-        fiber.copies.clear();
+        fiber.copies = nullptr;
         fiber.first_copy = 0;
         prepare_context(fiber.context, pages.bottom(thread), pages.top(thread), run_fiber);
 #ifdef EMULATOR_THREAD_SANITIZER
@@ -126,7 +131,10 @@ inline void end_block(Machine& m) {
 #ifdef EMULATOR_THREAD_SANITIZER
     for (Fiber& fiber : m.fibers) __tsan_destroy_fiber(fiber.context.fiber);
 #endif
-    if (m.failure) return;
+    if (m.failure) {
+        order_acquire(&m.failure);
+        return;
+    }
     for (const Fiber& fiber : m.fibers)
         if (!fiber.ended) {
             m.failure = DEADLOCK;
@@ -208,6 +216,7 @@ inline Failure run_grid(const Launch& launch, std::string& message, Counters* co
         helpers.emplace_back([&] { run_blocks(launch, outcome, counters); });
     run_blocks(launch, outcome, counters);
     for (std::thread& helper : helpers) helper.join();
+    order_acquire(&grid_order);
     message = outcome.message;
     return outcome.failure;
 }

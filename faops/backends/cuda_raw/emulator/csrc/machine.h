@@ -67,9 +67,9 @@ struct Fiber {
     int lane = 0;
     bool ended = false;
     Site waiting{};
-    i64 groups = 0;                   // committed so far
-    size_t first_copy = 0;            // copies before it are delivered
-    std::vector<PendingCopy> copies;  // oldest first
+    i64 groups = 0;                              // committed so far
+    size_t first_copy = 0;                       // copies before it are delivered
+    std::vector<PendingCopy>* copies = nullptr;  // oldest first; on the fiber's stack
 };
 
 // The lanes of a warp leave their operands here; the last one computes for all.
@@ -110,6 +110,7 @@ struct Machine {
     std::string message;
 };
 
+inline char grid_order = 0;  // the fence at the end of a grid
 inline thread_local Machine* machine = nullptr;
 
 inline std::string format(const char* pattern, ...) {
@@ -141,6 +142,7 @@ inline bool same_site(const Site& x, const Site& y) {
     Machine& m = *machine;
     m.failure = failure;
     m.message = format("block %u, thread %d: ", m.block, m.current->thread) + message;
+    order_release(&m.failure);
     switch_context(m.current->context, m.host);
     __builtin_unreachable();
 }

@@ -10,15 +10,19 @@ enum SharedState : u8 { NEVER_WRITTEN, WRITTEN, UNDER_WAY };
 
 // ---- Device memory
 
-inline const Buffer* find_buffer(u64 address, int bytes) {
+inline bool holds(const Buffer& buffer, u64 address, int bytes) {
+    const u64 offset = address - buffer.address;
+    return offset < buffer.bytes && buffer.bytes - offset >= u64(bytes);
+}
+
+// Buffers may overlap: parts of one tensor, some of which may be written.
+inline const Buffer* find_buffer(u64 address, int bytes, bool to_write) {
     Machine& m = *machine;
     const Buffer* last = m.last_buffer;
-    if (last && address - last->address < last->bytes && last->bytes - (address - last->address) >= u64(bytes))
-        return last;
+    if (last && (last->writable || !to_write) && holds(*last, address, bytes)) return last;
     for (u64 i = 0; i < m.launch->buffer_count; ++i) {
         const Buffer* buffer = m.launch->buffers + i;
-        const u64 offset = address - buffer->address;
-        if (offset < buffer->bytes && buffer->bytes - offset >= u64(bytes)) return m.last_buffer = buffer;
+        if ((buffer->writable || !to_write) && holds(*buffer, address, bytes)) return m.last_buffer = buffer;
     }
     return nullptr;
 }
@@ -44,27 +48,26 @@ inline const Buffer* find_buffer(u64 address, int bytes) {
          place(site) + format(": %d bytes at device address 0x%llx lie in no buffer; ", bytes, address) + where);
 }
 
-inline const Buffer* check_global(u64 address, int bytes, int alignment, Site site) {
-    const Buffer* buffer = find_buffer(address, bytes);
+inline void check_global(u64 address, int bytes, int alignment, bool to_write, Site site) {
+    const Buffer* buffer = find_buffer(address, bytes, to_write);
+    if (!buffer && to_write && (buffer = find_buffer(address, bytes, false)))
+        fail(READ_ONLY, place(site) + format(": writes byte %llu of %s, which the kernel may only read",
+                                             address - buffer->address, buffer->name));
     if (!buffer) global_out_of_bounds(address, bytes, site);
     if (address & u64(alignment - 1))
         fail(MISALIGNED, place(site) + format(": device address 0x%llx (byte %llu of %s) is not a multiple of %d",
                                               address, address - buffer->address, buffer->name, alignment));
-    return buffer;
 }
 
 void global_read(const void* address, int bytes, Site site) {
     const u64 start = reinterpret_cast<u64>(address);
-    check_global(start, bytes, bytes, site);
+    check_global(start, bytes, bytes, false, site);
     if (COUNTING) count_global(site, start, bytes, bytes, LOAD);
 }
 
 void global_write(const void* address, int bytes, Site site) {
     const u64 start = reinterpret_cast<u64>(address);
-    const Buffer* buffer = check_global(start, bytes, bytes, site);
-    if (!buffer->writable)
-        fail(READ_ONLY, place(site) + format(": writes byte %llu of %s, which the kernel may only read",
-                                             start - buffer->address, buffer->name));
+    check_global(start, bytes, bytes, true, site);
     if (COUNTING) count_global(site, start, bytes, bytes, STORE);
 }
 
@@ -87,9 +90,9 @@ inline u8* check_shared(u32 address, int bytes, Site site) {
 [[noreturn]] inline void shared_under_way(u32 address, const char* what, Site site) {
     Machine& m = *machine;
     std::string owner;
-    for (Fiber& fiber : m.fibers)
-        for (size_t i = fiber.first_copy; i < fiber.copies.size(); ++i) {
-            const PendingCopy& copy = fiber.copies[i];
+    for (const Fiber& fiber : m.fibers)
+        for (size_t i = fiber.first_copy; fiber.copies && i < fiber.copies->size(); ++i) {
+            const PendingCopy& copy = (*fiber.copies)[i];
             if (address - copy.shared < u32(copy.size))
                 owner = format(" by thread %d, ", fiber.thread) + place(copy.site);
         }
@@ -131,7 +134,7 @@ u8* copy_check(u32 shared, const void* global, int size, int bytes, Site site) {
         fail(UNSUPPORTED, place(site) + format(": asks for %d bytes of %d", bytes, size));
     u8* destination = check_shared(shared, size, site);
     const u64 address = reinterpret_cast<u64>(global);
-    if (bytes) check_global(address, bytes, size, site);
+    if (bytes) check_global(address, bytes, size, false, site);
     mark(shared, size, UNDER_WAY, site);
     if (COUNTING) {
         count_shared(site, shared, size);
@@ -144,7 +147,7 @@ void copy_queue(u32 shared, const u8* data, int size, Site site) {
     Fiber& self = *machine->current;
     PendingCopy copy{shared, size, self.groups, site, {}};
     __builtin_memcpy(copy.data, data, size);
-    self.copies.push_back(copy);
+    self.copies->push_back(copy);
 }
 
 void copy_commit() { ++machine->current->groups; }
@@ -152,24 +155,25 @@ void copy_commit() { ++machine->current->groups; }
 bool copy_next(int pending, Delivery& delivery) {
     Machine& m = *machine;
     Fiber& self = *m.current;
-    if (self.first_copy == self.copies.size()) {
-        self.copies.clear();
+    if (self.first_copy == self.copies->size()) {
+        self.copies->clear();
         self.first_copy = 0;
         return false;
     }
-    const PendingCopy& copy = self.copies[self.first_copy];
+    const PendingCopy& copy = (*self.copies)[self.first_copy];
     if (copy.group >= self.groups - pending) return false;
     delivery.destination = m.shared + (copy.shared - SHARED_BASE);
     delivery.size = copy.size;
     for (int i = 0; i < 16; ++i) delivery.data[i] = copy.data[i];
-    memset(m.shared_state.data() + (copy.shared - SHARED_BASE), WRITTEN, copy.size);
+    u8* state = m.shared_state.data() + (copy.shared - SHARED_BASE);
+    for (int i = 0; i < copy.size; ++i) state[i] = WRITTEN;
     ++self.first_copy;
     return true;
 }
 
 inline void check_copies_waited_for(const Fiber& self) {
-    if (self.first_copy == self.copies.size()) return;
-    const PendingCopy& copy = self.copies[self.first_copy];
+    if (self.first_copy == self.copies->size()) return;
+    const PendingCopy& copy = (*self.copies)[self.first_copy];
     fail(NEVER_WAITED, place(copy.site) + (copy.group < self.groups ? ": its group was never waited for"
                                                                      : ": the copy was never committed to a group"));
 }

@@ -80,7 +80,7 @@ def run(
     ``params`` is the packed parameter struct, which holds host addresses inside ``buffers``. Modes: "run" checks every
     access; "counters" counts too; "thread" looks for races and "address" for undefined behaviour, in a process of
     their own, for which ``pointers`` must give the offsets of the addresses in ``params``. ``host_threads`` run
-    blocks side by side in mode "run". Raises a KernelFault for what is wrong with the kernel, EmulatorError for what
+    blocks side by side in mode "run". Raises a FaultError for what is wrong with the kernel, EmulatorError for what
     keeps it from running, ArgumentError for an impossible launch.
     """
     _check_launch(source, arch, grid, shared_bytes)
