@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from faops.autotune.entry import Entry
     from faops.backends.cuda_raw.cubin_cache import Entry as Cubin
 
-SHORT = 60  # characters of a kernel's constants in a table
-
 
 @click.group("cache", short_help="List, show and clear what tuning has found.")
 def command() -> None:
@@ -127,7 +125,7 @@ def clear(key: str | None, cubins: bool, yes: bool, as_json: bool) -> None:
 @json_option
 def cubins(as_json: bool) -> None:
     """List the CUDA kernels that were compiled: target, registers and spilled bytes of a thread, size of the code,
-    date, and what the kernel was specialised for.
+    date, and what the kernel was specialised for (constants that are 0 or false are left out, but for --json).
 
     \b
     Examples:
@@ -199,11 +197,10 @@ def _size(size: int) -> str:
 
 def _cubin_row(entry: Cubin) -> tuple[str, ...]:
     registers, stores = entry.figures.get("registers"), entry.figures.get("spill_store_bytes")
-    constants = " ".join(f"{name}={value}" for name, value in entry.specialization.items())
-    if len(constants) > SHORT:
-        constants = constants[: SHORT - 3] + "..."
+    constants = [name if value == "true" else f"{name}={value}" for name, value in entry.specialization.items()]
+    constants = [text for text in constants if not text.endswith(("=false", "=0"))]
     figures = ("-" if value is None else str(value) for value in (registers, stores))
-    return entry.name, entry.target, *figures, _size(entry.image_bytes), entry.date, constants or "-"
+    return entry.name, entry.target, *figures, _size(entry.image_bytes), entry.date, " ".join(constants) or "-"
 
 
 def _can_ask() -> bool:

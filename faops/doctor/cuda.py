@@ -18,7 +18,7 @@ GROUP = "cuda"
 LIBRARY = "libcuda.so.1"
 CUPY = ("cupy-cuda12x", "cupy-cuda13x")
 COMPILERS = ("g++", "clang++")
-BUDGET_SECONDS = 4.0  # doctor stays quick: what is not compiled by then is left out
+BUDGET_SECONDS = 15.0  # a slow machine leaves out what is not compiled by then
 
 
 def checks() -> list[Check]:

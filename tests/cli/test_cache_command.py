@@ -122,7 +122,12 @@ def test_cache_directory_that_is_no_directory(faops: Faops, tmp_path: Path, monk
 
 # --- compiled kernels -------------------------------------------------------------------------------------------------
 
-CONSTANTS = "constexpr int TILE_M = 128;\nconstexpr bool CAUSAL = true;\nconstexpr bool ALIBI = false;\nconstexpr int BIAS = 0;\n"
+CONSTANTS = """\
+constexpr int TILE_M = 128;
+constexpr bool CAUSAL = true;
+constexpr bool ALIBI = false;
+constexpr int BIAS = 0;
+"""
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from faops.backends.cuda_raw import host
 from faops.backends.cuda_raw.source import CSRC
-from faops.backends.cuda_raw.space import Family, space
+from faops.backends.cuda_raw.space import Family, halved, space
 from faops.device import DeviceProfile
 from faops.inputs import AttentionInputs
 from faops.layout import empty_lse, empty_out
@@ -61,9 +61,25 @@ class RawForward(Kernel):
         if problem.fp8_descale:
             yield "it takes no fp8 descales"
 
-    def tiles(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
-        """The family's default config on an NVIDIA device."""
+    def large_tiles(self, head_dim: int, device: DeviceProfile) -> Config:
+        """The config for a head dim where there are many rows."""
         raise NotImplementedError
+
+    def small_tiles(self, head_dim: int) -> Config:
+        """The config for a head dim where there are few."""
+        raise NotImplementedError
+
+    def tiles(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
+        """The default config on an NVIDIA device."""
+        head_dim = max(problem.head_dim, problem.head_dim_v)
+        large, small = self.large_tiles(head_dim, device), self.small_tiles(head_dim)
+        tiles = -(-problem.seqlen_q // large.integer("tile_m")) * problem.heads_q * problem.batch
+        # Half-empty tiles and idle multiprocessors both cost more than what larger tiles save.
+        if problem.seqlen_q <= small.integer("tile_m") or tiles < device.units:
+            return small
+        # What these need beside the scores no longer fits the registers next to the largest tiles.
+        crowded = problem.dropout or problem.bias or problem.mask or problem.layout == "varlen"
+        return halved(large) if crowded and large != small else large
 
     def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         target = host.target_device(device)

@@ -31,25 +31,18 @@ class Sm75Forward(RawForward):
                 "(6e-8 to 65504), which the kernel cannot see beforehand"
             )
 
-    def tiles(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
-        head_dim = max(problem.head_dim, problem.head_dim_v)
-        large, small = _large_tiles(head_dim), _small_tiles(head_dim)
-        tiles = -(-problem.seqlen_q // large.integer("tile_m")) * problem.heads_q * problem.batch
-        return large if problem.seqlen_q > small.integer("tile_m") and tiles >= device.units else small
+    def large_tiles(self, head_dim: int, device: DeviceProfile) -> Config:
+        """32 query rows a warp: at 16 the fragments would keep shared memory, 64 bytes a clock here, busier than the
+        products keep the tensor cores."""
+        if head_dim <= 64:
+            return make_config(128, 64, warps=4, stages=1, q_in_registers=True)
+        if head_dim <= 128:
+            return make_config(128, 32, warps=4, stages=1, q_in_registers=False)
+        return self.small_tiles(head_dim)
 
-
-def _large_tiles(head_dim: int) -> Config:
-    """32 query rows a warp: shared memory gives 64 bytes a clock here, half of what one row block a fragment needs."""
-    if head_dim <= 64:
-        return make_config(128, 64, warps=4, stages=1, q_in_registers=True)
-    if head_dim <= 128:
-        return make_config(128, 32, warps=4, stages=1, q_in_registers=False)
-    return _small_tiles(head_dim)
-
-
-def _small_tiles(head_dim: int) -> Config:
-    if head_dim <= 64:
-        return make_config(64, 64, warps=4, stages=1, q_in_registers=True)
-    if head_dim <= 128:
-        return make_config(64, 32, warps=4, stages=1, q_in_registers=True)
-    return make_config(64, 16, warps=4, stages=1, q_in_registers=False)
+    def small_tiles(self, head_dim: int) -> Config:
+        if head_dim <= 64:
+            return make_config(64, 64, warps=4, stages=1, q_in_registers=True)
+        if head_dim <= 128:
+            return make_config(64, 32, warps=4, stages=1, q_in_registers=True)
+        return make_config(64, 16, warps=4, stages=1, q_in_registers=False)

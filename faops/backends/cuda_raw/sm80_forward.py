@@ -8,7 +8,6 @@ from faops.architectures import cuda_number
 from faops.backends.cuda_raw.forward import RawForward
 from faops.backends.cuda_raw.space import SM80, make_config
 from faops.device import DeviceProfile
-from faops.problem import AttentionProblem
 from faops.registry import Config
 
 SMALL_SHARED = 100 * 1024  # 8.6, 8.9 and 12.0 have 99 KiB a block, the others 163 and more
@@ -25,28 +24,19 @@ class Sm80Forward(RawForward):
         if cuda_number(device.arch) < self.family.arch:
             yield f"{device.arch} has no cp.async and no m16n8k16 products, which came with sm_80"
 
-    def tiles(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
-        head_dim = max(problem.head_dim, problem.head_dim_v)
-        large, small = _large_tiles(head_dim, device), _small_tiles(head_dim)
-        tiles = -(-problem.seqlen_q // large.integer("tile_m")) * problem.heads_q * problem.batch
-        # Half-empty tiles and idle multiprocessors both cost more than what larger tiles save.
-        return large if problem.seqlen_q > small.integer("tile_m") and tiles >= device.units else small
+    def large_tiles(self, head_dim: int, device: DeviceProfile) -> Config:
+        """32 query rows a warp, so that each fragment of keys and values feeds two products, as far as registers go."""
+        if head_dim <= 64:
+            return make_config(128, 64, warps=4, stages=2, q_in_registers=True)
+        if head_dim <= 96:
+            return make_config(128, 64, warps=4, stages=1, q_in_registers=False)
+        if head_dim <= 128:
+            # With 99 KiB of shared memory a block of 128 x 64 would be alone on its multiprocessor.
+            tile_n = 32 if device.shared_bytes <= SMALL_SHARED else 64
+            return make_config(128, tile_n, warps=4, stages=1, q_in_registers=False)
+        return self.small_tiles(head_dim)
 
-
-def _large_tiles(head_dim: int, device: DeviceProfile) -> Config:
-    """32 query rows a warp, so that each fragment of keys and values feeds two products, as far as registers go."""
-    if head_dim <= 64:
-        return make_config(128, 64, warps=4, stages=2, q_in_registers=True)
-    if head_dim <= 96:
-        return make_config(128, 64, warps=4, stages=1, q_in_registers=False)
-    if head_dim <= 128:
-        # With 99 KiB of shared memory a block of 128 x 64 would be alone on its multiprocessor.
-        tile_n = 32 if device.shared_bytes <= SMALL_SHARED else 64
-        return make_config(128, tile_n, warps=4, stages=1, q_in_registers=False)
-    return _small_tiles(head_dim)
-
-
-def _small_tiles(head_dim: int) -> Config:
-    if head_dim <= 128:
-        return make_config(64, 64, warps=4, stages=2 if head_dim <= 64 else 1, q_in_registers=True)
-    return make_config(64, 64 if head_dim <= 192 else 32, warps=4, stages=1, q_in_registers=False)
+    def small_tiles(self, head_dim: int) -> Config:
+        if head_dim <= 128:
+            return make_config(64, 64, warps=4, stages=2 if head_dim <= 64 else 1, q_in_registers=True)
+        return make_config(64, 64 if head_dim <= 192 else 32, warps=4, stages=1, q_in_registers=False)

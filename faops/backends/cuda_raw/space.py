@@ -38,6 +38,11 @@ def make_config(tile_m: int, tile_n: int, warps: int, stages: int, q_in_register
     return Config(tile_m=tile_m, tile_n=tile_n, warps=warps, stages=stages, q_in_registers=q_in_registers)
 
 
+def halved(config: Config) -> Config:
+    """The config with half as many keys a tile, 16 at least: its scores take half the registers."""
+    return Config({**config, "tile_n": max(MATRIX_ROWS, config.integer("tile_n") // 2)})
+
+
 def padded(head_dim: int) -> int:
     """The head dim a kernel computes with: the next multiple of 16."""
     return max(16, -(-head_dim // 16) * 16)

@@ -110,4 +110,10 @@ def parse(text: str) -> Counters:
         else:
             numbers = site["requests"], site["lane_accesses"], site["sectors"], site["bytes"]
             device.append(GlobalSite(*place, site["access"], site["access_bytes"], *numbers))
+    shared.sort(key=_order)
+    device.sort(key=_order)
     return Counters(tuple(shared), tuple(device), loaded["matrix"], loaded["collectives"], loaded["barriers"])
+
+
+def _order(site: SharedSite | GlobalSite) -> tuple[str, int, str, int]:
+    return site.file, site.line, site.function, site.access_bytes

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <tuple>
 
 #include "machine.h"
 
@@ -37,8 +38,10 @@ struct SiteCounts {
     std::vector<std::array<u32, WARP>> passes;  // per warp and lane, how often it came here since then
 };
 
+using SiteKey = std::tuple<int, const char*, const char*, Access, int>;
+
 struct Counters {
-    std::map<std::string, SiteCounts> sites;
+    std::map<SiteKey, SiteCounts> sites;
     u64 matrix[MATRIX_KINDS] = {};
     u64 barriers = 0;
     std::map<std::string, u64> collectives;
@@ -48,8 +51,8 @@ struct Counters {
 inline void log_access(Site site, Access access, u64 address, int bytes, int access_bytes) {
     Machine& m = *machine;
     const Fiber& self = *m.current;
-    const std::string key = format("%d|%s|%d|%d|", access, site.function, site.line, access_bytes) + site.file;
-    auto [entry, created] = m.counters->sites.try_emplace(key);
+    auto [entry, created] =
+        m.counters->sites.try_emplace(SiteKey{site.line, site.function, site.file, access, access_bytes});
     SiteCounts& counts = entry->second;
     if (created) {
         counts.site = site;

@@ -10,8 +10,10 @@
 
 #include "runtime.h"
 
-#if !defined(__x86_64__) && !defined(__aarch64__)
-#define EMULATOR_UCONTEXT 1
+#if !defined(__linux__) || (!defined(__x86_64__) && !defined(__aarch64__))
+#define EMULATOR_UCONTEXT
+#endif
+#ifdef EMULATOR_UCONTEXT
 #include <ucontext.h>
 #endif
 
@@ -71,7 +73,8 @@ struct Context {
 };
 
 // Keeps the callee-saved registers on the old stack and takes the new ones from the new stack.
-#if defined(__x86_64__)
+#if defined(EMULATOR_UCONTEXT)
+#elif defined(__x86_64__)
 extern "C" void faops_emulator_switch(void** save, void* load);
 asm(R"(
     .text

@@ -1,0 +1,181 @@
+"""The kernels that the gates look at: every combination of tile config, head dim, dtype, feature and target."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from faops.architectures import KNOWN_DEVICES, cuda_number
+from faops.backends.cuda_raw.sample import family_of
+from faops.backends.cuda_raw.space import SM75, Family, space
+from faops.backends.cuda_raw.specialize import Operands, Specialised, specialise
+from faops.backends.cuda_raw.targets import Target
+from faops.device import DeviceProfile, known
+from faops.inputs import AttentionInputs
+from faops.layout import empty_lse, empty_out
+from faops.problem import AttentionProblem
+from faops.registry import Config
+
+TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
+HEAD_DIMS = (32, 64, 96, 128, 160, 192, 256)
+FEATURES = ("causal", "full", "window", "softcap", "alibi", "bias", "mask", "sinks", "dropout", "varlen")
+WINDOW = 48  # keys to the left
+LARGE_SEQLEN = 4096  # enough rows to fill every device, which is what the large default tiles want
+SMALL_SEQLEN = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel for one target. ``feature`` is one of FEATURES; all but "full" are causal."""
+
+    target: Target
+    config: Config
+    head_dim: int
+    dtype: torch.dtype
+    feature: str = "causal"
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.target)
+
+    @property
+    def device(self) -> DeviceProfile:
+        return device_of(self.target)
+
+    @property
+    def config_text(self) -> str:
+        """The config in short: rows x keys, warps, stages, and Q where the queries stay in registers."""
+        tile = "{}x{}".format(self.config["tile_m"], self.config["tile_n"])
+        queries = "Q" if self.config["q_in_registers"] else "-"
+        return "{} w{} s{} {}".format(tile, self.config["warps"], self.config["stages"], queries)
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.target} d{self.head_dim} {dtype} {self.feature} {self.config_text}"
+
+    def call(self, seqlen: int = 256, heads: int = 1) -> tuple[AttentionInputs, Operands]:
+        """Random tensors of one call of batch 1, whose keys and values have one head."""
+        return make_call(self.head_dim, self.dtype, self.feature, seqlen, heads)
+
+    def kernel(self) -> Specialised:
+        inputs, operands = _sample(self.head_dim, self.dtype, self.feature)
+        return specialise(self.family, inputs, operands, self.config)
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What was found of one kernel. ``failures`` has a sentence for each gate it does not pass."""
+
+    case: Case
+    figures: dict[str, int | float]
+    failures: tuple[str, ...]
+
+
+@dataclass
+class Findings:
+    """A result in the making."""
+
+    figures: dict[str, int | float] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def require(self, holds: bool, otherwise: str) -> None:
+        """Note the failure ``otherwise`` unless the gate holds."""
+        if not holds:
+            self.failures.append(otherwise)
+
+    def result(self, case: Case) -> GateResult:
+        return GateResult(case, self.figures, tuple(self.failures))
+
+
+@functools.lru_cache(maxsize=256)
+def _sample(head_dim: int, dtype: torch.dtype, feature: str) -> tuple[AttentionInputs, Operands]:
+    return make_call(head_dim, dtype, feature, SMALL_SEQLEN, 1)
+
+
+def make_call(
+    head_dim: int, dtype: torch.dtype, feature: str, seqlen: int, heads: int
+) -> tuple[AttentionInputs, Operands]:
+    """Random tensors of a call of batch 1 with ``heads`` query heads and one head of keys and values."""
+    varlen = feature == "varlen"
+    leading = (seqlen,) if varlen else (1, seqlen)
+    q = torch.randn(*leading, heads, head_dim).to(dtype)
+    k, v = (torch.randn(*leading, 1, head_dim).to(dtype) for _ in range(2))
+    ends = torch.tensor([0, seqlen], dtype=torch.int32) if varlen else None
+    inputs = AttentionInputs(
+        q=q,
+        k=k,
+        v=v,
+        alibi_slopes=torch.rand(heads) if feature == "alibi" else None,
+        bias=torch.randn(1, heads, seqlen, seqlen).to(dtype) if feature == "bias" else None,
+        mask=torch.rand(1, heads, seqlen, seqlen) > 0.25 if feature == "mask" else None,
+        sinks=torch.randn(heads) if feature == "sinks" else None,
+        cu_seqlens_q=ends,
+        cu_seqlens_k=ends,
+        rng=torch.tensor([1, 2]) if feature == "dropout" else None,
+        max_seqlen_q=seqlen,
+        max_seqlen_k=seqlen,
+        window_left=WINDOW if feature == "window" else -1,
+        window_right=-1 if feature == "full" else 0,
+        scale=head_dim**-0.5,
+        softcap=30.0 if feature == "softcap" else 0.0,
+        dropout_p=0.25 if feature == "dropout" else 0.0,
+        deterministic=False,
+        need_lse=True,
+        backend="",
+    )
+    out: Tensor = empty_out(q, head_dim)
+    return inputs, Operands.of(inputs, out, empty_lse(q))
+
+
+def device_of(target: Target) -> DeviceProfile:
+    """A well-known device that runs the code of ``target``."""
+    number = cuda_number(target.name)
+    name = next(name for name, device in KNOWN_DEVICES.items() if device.arch == f"sm_{number}")
+    return known(name)
+
+
+def default_configs(target: Target, head_dim: int) -> list[Config]:
+    """What the kernel takes unless tuned: the config for many query rows, then the one for few, if they differ."""
+    from faops.backends.cuda_raw.sm75_forward import Sm75Forward
+    from faops.backends.cuda_raw.sm80_forward import Sm80Forward
+
+    kernel = Sm75Forward() if family_of(target) is SM75 else Sm80Forward()
+    found = (kernel.tiles(_problem(head_dim, rows), device_of(target)) for rows in (LARGE_SEQLEN, SMALL_SEQLEN))
+    return list(dict.fromkeys(found))
+
+
+def _problem(head_dim: int, rows: int) -> AttentionProblem:
+    return AttentionProblem("forward", "float16", 4, rows, rows, 32, 32, head_dim, head_dim)
+
+
+def dtypes(target: Target) -> list[torch.dtype]:
+    """What the target's kernels compute in."""
+    return [torch.float16] if family_of(target) is SM75 else [torch.float16, torch.bfloat16]
+
+
+def defaults(targets: Sequence[Target], head_dims: Sequence[int], features: Sequence[str]) -> Iterator[Case]:
+    """Every feature with the default configs."""
+    for target in targets:
+        for head_dim in head_dims:
+            for config in default_configs(target, head_dim):
+                for dtype in dtypes(target):
+                    for feature in features:
+                        yield Case(target, config, head_dim, dtype, feature)
+
+
+def everything(targets: Sequence[Target], head_dims: Sequence[int]) -> Iterator[Case]:
+    """Every config of the tuning space in its causal form, and every feature with the default configs."""
+    seen = set()
+    for case in defaults(targets, head_dims, FEATURES):
+        seen.add(case)
+        yield case
+    for target in targets:
+        for head_dim in head_dims:
+            for config in space(family_of(target), head_dim, head_dim, device_of(target)):
+                for dtype in dtypes(target):
+                    if (case := Case(target, config, head_dim, dtype)) not in seen:
+                        yield case

@@ -1,0 +1,201 @@
+"""Gates on machine code: registers, matrix instructions and the width of memory accesses."""
+
+from __future__ import annotations
+
+import torch
+
+from faops.architectures import Limits, cuda_number
+from faops.backends.cuda_raw import cubin_cache, sass
+from faops.backends.cuda_raw.gate_cases import Case, Findings, GateResult, default_configs
+from faops.backends.cuda_raw.nvrtc import Compiled
+from faops.backends.cuda_raw.source import ENTRY
+from faops.backends.cuda_raw.space import MATRIX_ROWS, WARP, padded
+from faops.backends.cuda_raw.specialize import Specialised
+from faops.errors import CompileError
+
+VECTOR = 16  # bytes: the widest access of a thread, and what copies must use
+KIB = 1024
+
+# How registers and shared memory are handed out (CUDA C++ Programming Guide and the occupancy calculator of Nsight
+# Compute): registers to warps in steps of 256 from one of four banks of a multiprocessor, shared memory in steps, and
+# from 8.0 on one KiB a block for the system.
+REGISTER_STEP = 256
+REGISTER_BANKS = 4
+SHARED_STEP = {75: 256}  # bytes; 128 elsewhere
+SYSTEM_SHARED = {75: 0}  # bytes; 1 KiB elsewhere
+
+# Narrow loads of device memory that a feature asks for, by bytes a thread; all others must be of 16.
+NARROW_LOADS: dict[str, frozenset[int]] = {
+    "alibi": frozenset({4}),
+    "bias": frozenset({2, 4}),
+    "mask": frozenset({1}),
+    "sinks": frozenset({4}),
+    "dropout": frozenset({4, 8}),
+    "varlen": frozenset({4}),
+}
+LSE_BYTES = 4
+# Zeros for the rows behind the last sequence are written one element at a time: there are few.
+NARROW_STORES: dict[str, frozenset[int]] = {"varlen": frozenset({2})}
+
+
+def check_code(case: Case, kernel: Specialised | None = None) -> GateResult:
+    """Compile, disassemble and check; ``kernel`` takes the place of the case's own.
+
+    Raises UnavailableError without a disassembler.
+    """
+    kernel = kernel or case.kernel()
+    try:
+        compiled = cubin_cache.compile_cached(kernel.source, case.target)
+    except CompileError as error:
+        return GateResult(case, {}, (str(error),))
+    function = sass.disassemble(compiled.image)[ENTRY]
+    findings = Findings()
+    _check_spills(findings, compiled, function)
+    _check_resources(findings, case, compiled, kernel)
+    _check_products(findings, case, function)
+    _check_accesses(findings, case, function)
+    return findings.result(case)
+
+
+# ---------------------------------------------------------------------------------------------- registers and memory
+
+
+def _check_spills(findings: Findings, compiled: Compiled, function: sass.Function) -> None:
+    stores, loads = compiled.spill_store_bytes or 0, compiled.spill_load_bytes or 0
+    local = {base: function.count(base) for base in ("LDL", "STL")}
+    loop = function.loop_with("HMMA")
+    inside = sum(function.count(base, loop) for base in local) if loop else 0
+    findings.figures.update(registers=compiled.registers or 0, spill_bytes=stores + loads, local=sum(local.values()))
+    findings.require(
+        stores == loads == 0 and not any(local.values()),
+        f"{stores} bytes of spill stores and {loads} of loads; {local['LDL']} LDL and {local['STL']} STL instructions, "
+        f"{inside} of them in the loop",
+    )
+
+
+def _check_resources(findings: Findings, case: Case, compiled: Compiled, kernel: Specialised) -> None:
+    shared = kernel.shared_bytes + (compiled.static_shared_bytes or 0)
+    blocks = blocks_per_unit(case, compiled.registers or 255, shared, kernel.source.threads)
+    wanted = wanted_blocks(case)
+    findings.figures.update(shared_bytes=shared, blocks=blocks)
+    findings.require(
+        blocks >= wanted,
+        f"{blocks} blocks fit a multiprocessor, {wanted} wanted: {compiled.registers} registers for "
+        f"{kernel.source.threads} threads, {shared} bytes of shared memory",
+    )
+
+
+def blocks_per_unit(case: Case, registers: int, shared: int, threads: int) -> int:
+    """Blocks that fit a multiprocessor at the same time."""
+    limits: Limits = case.device.limits
+    number, warps = cuda_number(case.target.name), threads // WARP
+    a_warp = _up(registers * WARP, REGISTER_STEP)
+    by_registers = limits.registers_per_unit // REGISTER_BANKS // a_warp * REGISTER_BANKS // warps
+    a_block = _up(shared + SYSTEM_SHARED.get(number, KIB), SHARED_STEP.get(number, 128))
+    by_shared = limits.shared_per_unit // a_block if a_block else limits.blocks_per_unit
+    return min(by_registers, by_shared, limits.warps_per_unit // warps, limits.blocks_per_unit)
+
+
+def wanted_blocks(case: Case) -> int:
+    """Blocks a multiprocessor must have room for.
+
+    One lets a kernel run. The default tiles leave room for two up to head dim 128, so that one block's products fill
+    the other's waits. Turing's large tile beyond head dim 64 does not: its 64 KiB of shared memory cannot hold two
+    blocks of 128 rows, and 64 rows would read twice the shared memory for each product, which is what limits it.
+    """
+    if case.head_dim > 128 or case.config not in default_configs(case.target, case.head_dim):
+        return 1
+    turing = cuda_number(case.target.name) == 75
+    return 1 if turing and case.head_dim > 64 and case.config["tile_m"] == 128 else 2
+
+
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
+# ---------------------------------------------------------------------------------------------- products
+
+
+def matrix_opcode(case: Case) -> str:
+    """The matrix instruction that the kernel is written for."""
+    if case.family.mma_depth == 8:
+        return "HMMA.1688.F32"
+    return "HMMA.16816.F32.BF16" if case.dtype == torch.bfloat16 else "HMMA.16816.F32"
+
+
+def predicted_products(case: Case) -> int:
+    """Matrix instructions of a warp for one block of keys: scores, then their product with the values."""
+    tile_n, width = case.config.integer("tile_n"), padded(case.head_dim)
+    row_blocks = _row_blocks(case)
+    return row_blocks * (tile_n // 8) * (width // case.family.mma_depth) + row_blocks * (width // 8) * (
+        tile_n // case.family.mma_depth
+    )
+
+
+def predicted_fragments(case: Case) -> int:
+    """Instructions of a warp, for one block of keys, that load four 8 x 8 matrices each from shared memory."""
+    tile_n, width = case.config.integer("tile_n"), padded(case.head_dim)
+    keys_and_values = 2 * (tile_n // 16) * (width // 16)
+    queries = 0 if case.config["q_in_registers"] else _row_blocks(case) * (width // 16)
+    return keys_and_values + queries
+
+
+def _row_blocks(case: Case) -> int:
+    return case.config.integer("tile_m") // (case.config.integer("warps") * MATRIX_ROWS)
+
+
+def _check_products(findings: Findings, case: Case, function: sass.Function) -> None:
+    wanted = matrix_opcode(case)
+    kinds = sorted(opcode for opcode in function.opcodes() if opcode.startswith("HMMA"))
+    loop = function.loop_with("HMMA")
+    findings.require(kinds == [wanted], f"matrix instructions {', '.join(kinds) or 'none'}, expected {wanted}")
+    findings.require(loop is not None, "no matrix instruction stands in a loop")
+    if loop is None:
+        return
+    for name, base, predicted in (
+        ("products", "HMMA", predicted_products(case)),
+        ("fragments", "LDSM", predicted_fragments(case)),
+    ):
+        found = function.count(base, loop)
+        findings.figures[name] = found
+        findings.require(found == predicted, f"{found} {base} in the loop over keys, {predicted} expected of the tile")
+
+
+# ---------------------------------------------------------------------------------------------- memory accesses
+
+
+def _check_accesses(findings: Findings, case: Case, function: sass.Function) -> None:
+    loop = function.loop_with("HMMA")
+    copies = "LDGSTS" if case.family.asynchronous else "LDG"
+    findings.figures["copies"] = function.widths(copies, loop)[VECTOR]
+    findings.figures["barriers"] = function.count("BAR", loop)
+    narrow = NARROW_LOADS.get(case.feature, frozenset())
+    findings.require(function.count(copies) > 0, f"no {copies}: nothing is copied from device memory")
+    findings.require(findings.figures["copies"] > 0, f"no {copies} of {VECTOR} bytes in the loop over keys")
+    expected = {
+        "LDGSTS": {VECTOR},
+        "LDG": {*narrow, *(() if case.family.asynchronous else (VECTOR,))},
+        "STG": {VECTOR, LSE_BYTES, *NARROW_STORES.get(case.feature, ())},
+        "STS": {4} if case.family.asynchronous else {4, VECTOR},
+        "LDS": {VECTOR},
+        "LDSM": {VECTOR},
+    }
+    for base, allowed in expected.items():
+        for width, count in sorted(function.widths(base).items()):
+            findings.require(width in allowed, f"{count} {base} of {width} bytes: {_widths(allowed)} expected")
+    stores = function.widths("STG")
+    findings.require(stores[VECTOR] > 0, f"the result is not stored {VECTOR} bytes at a time")
+    rows = 2 * _row_blocks(case)  # of a lane, each with its lse
+    spare = 1 if case.feature == "varlen" else 0
+    findings.require(
+        stores[LSE_BYTES] <= rows + spare * 8,
+        f"{stores[LSE_BYTES]} STG of {LSE_BYTES} bytes, where the {rows} of lse are all that is asked for",
+    )
+    bypass = [opcode for opcode in function.opcodes() if opcode.startswith("LDGSTS") and "BYPASS" not in opcode]
+    findings.require(not bypass, f"{', '.join(bypass)}: copies go through the first-level cache")
+    for base in ("LD", "ST", "ATOM"):
+        findings.require(function.count(base) == 0, f"{function.count(base)} {base} to an unknown kind of memory")
+
+
+def _widths(allowed: set[int]) -> str:
+    return " or ".join(map(str, sorted(allowed))) if allowed else "none"

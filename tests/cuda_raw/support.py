@@ -1,0 +1,132 @@
+"""Runs attention calls through the raw CUDA kernels in the emulator, as they are or changed on purpose."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from faops import dispatch, registry
+from faops.backends.cuda_raw import emulator, host
+from faops.backends.cuda_raw.emulator import Report
+from faops.backends.cuda_raw.forward import RawForward
+from faops.backends.cuda_raw.source import Source
+from faops.backends.cuda_raw.specialize import Operands, Specialised
+from faops.registry import Config
+from tests.support import FEATURES, Case, check, compatible
+
+KERNELS = {"t4": "cuda_raw.sm75_forward", "a100": "cuda_raw.sm80_forward"}
+HALF, BFLOAT = torch.float16, torch.bfloat16
+# What each card computes in, as parameters of a test.
+TYPED_CARDS = [("t4", HALF), ("a100", HALF), ("a100", BFLOAT)]
+BACKEND = "cuda_raw"
+
+
+class Launch(NamedTuple):
+    """One kernel that ran."""
+
+    kernel: Specialised
+    report: Report
+
+    def constant(self, name: str) -> str:
+        """What the kernel was specialised for, as C++ text."""
+        header = dict(self.kernel.source.headers)["specialization.cuh"]
+        return header.split(f" {name} = ")[1].split(";")[0]
+
+
+def kernel_of(card: str) -> RawForward:
+    kernel = registry.get(KERNELS[card])
+    assert isinstance(kernel, RawForward)
+    return kernel
+
+
+@contextlib.contextmanager
+def emulated(
+    card: str, config: Config | None = None, mode: str = "run", change: Callable[[Source], Source] | None = None
+) -> Iterator[list[Launch]]:
+    """Calls on CPU tensors run on an emulated ``card``, with ``config`` instead of the default one, in a ``mode`` of
+    the emulator, from a source that ``change`` has altered. Gives the list that each launch adds itself to.
+    """
+    launches: list[Launch] = []
+    original, specialise = emulator.launch, host.specialise
+
+    def launch(kernel: Specialised, operands: Operands, arch: str) -> Report:
+        report = original(kernel, operands, arch, mode)
+        launches.append(Launch(kernel, report))
+        return report
+
+    def altered(*arguments: Any) -> Specialised:
+        kernel = specialise(*arguments)
+        return kernel if change is None else replace(kernel, source=change(kernel.source))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAOPS_EMULATE", card)
+        patch.setattr(emulator, "launch", launch)
+        patch.setattr(host, "specialise", altered)
+        patch.setattr(host, "_specialised", {})
+        if config is not None:
+            patch.setattr(kernel_of(card), "default_config", lambda problem, device: config)
+        dispatch.forget()
+        yield launches
+    dispatch.forget()
+
+
+def check_on(card: str, case: Case, config: Config | None = None, *, backward: bool = False) -> None:
+    """Hold ``case`` to the accuracy rule on an emulated card, and make sure that its kernel is what ran."""
+    with emulated(card, config) as launches:
+        check(case, BACKEND, backward=backward)
+    assert len(launches) == 1, f"{len(launches)} launches on {card}"
+
+
+def rotate(values: Sequence[Any], name: str, cards: Sequence[Any] = TYPED_CARDS) -> pytest.MarkDecorator:
+    """Parametrises ``card, dtype`` and ``name`` over all combinations; each value with one of the cards, in turn, is
+    left for the short run.
+    """
+    combinations = [
+        pytest.param(*typed, value, marks=[] if i % len(cards) == j else [pytest.mark.full],
+                     id=f"{typed[0]}-{str(typed[1]).removeprefix('torch.')}-{_name(value)}")
+        for i, value in enumerate(values)
+        for j, typed in enumerate(cards)
+    ]  # fmt: skip
+    return pytest.mark.parametrize(f"card, dtype, {name}", combinations)
+
+
+def _name(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def covering_sets(names: Sequence[str], draws: int = 60) -> list[tuple[str, ...]]:
+    """Few compatible sets of names, such that every compatible pair of names is together in one of them; by greedy
+    choice among random candidates, the same ones in every run.
+    """
+    chance = random.Random(0)
+    open_pairs = {frozenset(pair) for pair in itertools.combinations(names, 2) if compatible(pair)}
+    sets = []
+    while open_pairs:
+        candidates = [_candidate(names, open_pairs, chance) for _ in range(draws)]
+        best = max(candidates, key=lambda chosen: len(open_pairs & _pairs(chosen)))
+        open_pairs -= _pairs(best)
+        sets.append(best)
+    return sets
+
+
+def _candidate(names: Sequence[str], open_pairs: set[frozenset[str]], chance: random.Random) -> tuple[str, ...]:
+    """A largest compatible set grown from a pair that is still open."""
+    chosen = tuple(sorted(chance.choice(sorted(open_pairs, key=sorted))))
+    for name in chance.sample(names, len(names)):
+        if name not in chosen and compatible((*chosen, name)):
+            chosen = (*chosen, name)
+    return chosen
+
+
+def _pairs(chosen: tuple[str, ...]) -> set[frozenset[str]]:
+    return {frozenset(pair) for pair in itertools.combinations(chosen, 2)}
+
+
+FORWARD = [name for name in FEATURES if name not in ("lse_grad", "deterministic")]  # what a forward kernel sees
