@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from faops.backends.cuda_raw.space import make_config, space
+from faops.backends.cuda_raw.space import make_config, shared_bytes, space
 from faops.device import known
 from faops.problem import AttentionProblem
 from faops.registry import Config
@@ -87,7 +87,6 @@ SAMPLE = [
 
 @pytest.mark.parametrize(("card", "dtype", "head_dim", "config"), SAMPLE, ids=str)
 def test_config(card: str, dtype: torch.dtype, head_dim: int, config: Config) -> None:
-    assert config in space(kernel_of(card).family, head_dim, head_dim, known(card))
     check_on(card, config_case(dtype, head_dim), config)
 
 
@@ -106,12 +105,14 @@ def test_every_config(card: str, dtype: torch.dtype, head_dim: int, config: Conf
 
 
 @typed_cards
-def test_defaults_of_every_head_dim_are_in_the_space(card: str, dtype: torch.dtype) -> None:
-    """Also for problems large enough to fill the card."""
+def test_defaults_of_every_head_dim_fit_the_card(card: str, dtype: torch.dtype) -> None:
+    """Also for problems large enough to fill it."""
     kernel, device = kernel_of(card), known(card)
     for head_dim, seqlen in itertools.product(range(8, 257, 8), (1, 4096)):
         problem = AttentionProblem(
             dtype=str(dtype).removeprefix("torch."), batch=8, heads_q=8, heads_kv=8, seqlen_q=seqlen, seqlen_k=seqlen,
             head_dim=head_dim, head_dim_v=head_dim,
         )  # fmt: skip
-        assert kernel.default_config(problem, device) in space(kernel.family, head_dim, head_dim, device)
+        default = kernel.default_config(problem, device)
+        assert shared_bytes(kernel.family, default, head_dim, head_dim) <= device.limits.shared_per_block
+        assert default in kernel.configs(problem, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,15 +17,15 @@ from faops.backends.cuda_raw.targets import Target
 from faops.device import DeviceProfile, known
 from faops.inputs import AttentionInputs
 from faops.layout import empty_lse, empty_out
-from faops.problem import AttentionProblem
 from faops.registry import Config
 
 TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 HEAD_DIMS = (32, 64, 96, 128, 160, 192, 256)
 FEATURES = ("causal", "full", "window", "softcap", "alibi", "bias", "mask", "sinks", "dropout", "varlen")
 WINDOW = 48  # keys to the left
-LARGE_SEQLEN = 4096  # enough rows to fill every device, which is what the large default tiles want
-SMALL_SEQLEN = 16
+LARGE_ROWS, SMALL_ROWS = 4096, 16  # query rows that ask for the large default tiles, and for the small ones
+MANY_HEADS = 64
+SAMPLE_SEQLEN = 256  # several tiles, and more keys than the window
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Case:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{self.target} d{self.head_dim} {dtype} {self.feature} {self.config_text}"
 
-    def call(self, seqlen: int = 256, heads: int = 1) -> tuple[AttentionInputs, Operands]:
+    def call(self, seqlen: int, heads: int) -> tuple[AttentionInputs, Operands]:
         """Random tensors of one call of batch 1, whose keys and values have one head."""
         return make_call(self.head_dim, self.dtype, self.feature, seqlen, heads)
 
@@ -93,7 +93,7 @@ class Findings:
 
 @functools.lru_cache(maxsize=256)
 def _sample(head_dim: int, dtype: torch.dtype, feature: str) -> tuple[AttentionInputs, Operands]:
-    return make_call(head_dim, dtype, feature, SMALL_SEQLEN, 1)
+    return make_call(head_dim, dtype, feature, SAMPLE_SEQLEN, 1)
 
 
 def make_call(
@@ -138,18 +138,16 @@ def device_of(target: Target) -> DeviceProfile:
     return known(name)
 
 
-def default_configs(target: Target, head_dim: int) -> list[Config]:
+def default_configs(target: Target, head_dim: int, feature: str = "causal") -> list[Config]:
     """What the kernel takes unless tuned: the config for many query rows, then the one for few, if they differ."""
     from faops.backends.cuda_raw.sm75_forward import Sm75Forward
     from faops.backends.cuda_raw.sm80_forward import Sm80Forward
 
     kernel = Sm75Forward() if family_of(target) is SM75 else Sm80Forward()
-    found = (kernel.tiles(_problem(head_dim, rows), device_of(target)) for rows in (LARGE_SEQLEN, SMALL_SEQLEN))
-    return list(dict.fromkeys(found))
-
-
-def _problem(head_dim: int, rows: int) -> AttentionProblem:
-    return AttentionProblem("forward", "float16", 4, rows, rows, 32, 32, head_dim, head_dim)
+    inputs, _ = _sample(head_dim, torch.float16, feature)
+    problem = inputs.problem()
+    problems = (replace(problem, heads_q=MANY_HEADS, seqlen_q=rows, seqlen_k=rows) for rows in (LARGE_ROWS, SMALL_ROWS))
+    return list(dict.fromkeys(kernel.tiles(problem, device_of(target)) for problem in problems))
 
 
 def dtypes(target: Target) -> list[torch.dtype]:
@@ -161,9 +159,9 @@ def defaults(targets: Sequence[Target], head_dims: Sequence[int], features: Sequ
     """Every feature with the default configs."""
     for target in targets:
         for head_dim in head_dims:
-            for config in default_configs(target, head_dim):
-                for dtype in dtypes(target):
-                    for feature in features:
+            for feature in features:
+                for config in default_configs(target, head_dim, feature):
+                    for dtype in dtypes(target):
                         yield Case(target, config, head_dim, dtype, feature)
 
 

@@ -103,7 +103,7 @@ def wanted_blocks(case: Case) -> int:
     the other's waits. Turing's large tile beyond head dim 64 does not: its 64 KiB of shared memory cannot hold two
     blocks of 128 rows, and 64 rows would read twice the shared memory for each product, which is what limits it.
     """
-    if case.head_dim > 128 or case.config not in default_configs(case.target, case.head_dim):
+    if case.head_dim > 128 or case.config not in default_configs(case.target, case.head_dim, case.feature):
         return 1
     turing = cuda_number(case.target.name) == 75
     return 1 if turing and case.head_dim > 64 and case.config["tile_m"] == 128 else 2

@@ -100,6 +100,19 @@ def test_shuffles() -> None:
         torch.testing.assert_close(out[64:], threads // 32)
 
 
+def test_votes() -> None:
+    body = """
+    store_global(params.out + t, u32(any_in_warp(t == params.what)));
+    store_global(params.out + 64 + t, u32(any_in_warp(t != 40)));
+    """
+    kernel = source(body, threads=64)
+    for voter in (0, 31, 45, 64):
+        out = words(128)
+        launch(kernel, out, what=voter)
+        assert out[:64].tolist() == [int(thread // 32 == voter // 32) for thread in range(64)]
+        assert (out[64:] == 1).all()
+
+
 def test_shuffle_of_floats() -> None:
     out = torch.zeros(32)
     launch(source("store_global(reinterpret_cast<float*>(params.out) + t, shuffle_xor(0.5f + t, 4));"), out)

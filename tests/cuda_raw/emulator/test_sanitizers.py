@@ -86,7 +86,11 @@ def test_what_orders_a_warp(case: int, races: bool) -> None:
 
 
 def test_blocks_are_not_ordered() -> None:
-    own = source("store_global(params.out + 32 * block_index() + t, block_count());")
+    """A block's shared memory and its threads' stacks are its own; device memory is everybody's."""
+    own = source(
+        "store_shared_vec4(base + 16 * t, Vec4{block_count(), 0, 0, 0}); sync_warp(); u32 r[4]; ldmatrix(r, base + 16 * t);"
+        "store_global(params.out + 32 * block_index() + t, load_shared_u32(base + 16 * t));"
+    )
     shared = source("store_global(params.out + t, block_index());")
     launch(own, out := words(128), grid=4, mode="thread")
     assert (out == 4).all()

@@ -160,6 +160,8 @@ DEVICE void copy_async_wait() {
 DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
 DEVICE u32 shuffle_xor(u32 value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
 
+DEVICE bool any_in_warp(bool value) { return __any_sync(0xffffffffu, value); }
+
 // ---- Matrix products, accumulated in float32
 //
 // With g = lane / 4 and t = lane % 4 a lane holds, of A (16 x 16, row major): a[0] row g, columns 2t and 2t + 1; a[1]

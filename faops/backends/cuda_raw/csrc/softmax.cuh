@@ -1,14 +1,16 @@
-// Online softmax: the running maximum and sum of each row, and the result so far, rescaled as the maximum grows.
+// Online softmax: the sum of each row and its result so far, relative to a level that rises with the row's maximum.
 #pragma once
 #include "philox.cuh"
 #include "scores.cuh"
 
 constexpr int OUT_BLOCKS = WIDTH_V / 8;
+constexpr bool LAZY = MMA_DEPTH == 16;
+constexpr float GROWTH = 8;  // binary digits; 2^8 is far from what float16 holds, so probabilities keep all their digits
 
 // The rows of one warp. Row sums stay split over the four lanes that share a row until the end.
 struct Rows {
     float out[ROW_BLOCKS][OUT_BLOCKS][4];
-    float maximum_of[ROW_BLOCKS][2];
+    float level_of[ROW_BLOCKS][2];  // the logit that exponentials are relative to: the maximum so far or a little less
     float sum_of[ROW_BLOCKS][2];
 
     DEVICE Rows() {
@@ -21,7 +23,7 @@ struct Rows {
             }
             UNROLL
             for (int half = 0; half < 2; ++half) {
-                maximum_of[m][half] = -infinity();
+                level_of[m][half] = -infinity();
                 sum_of[m][half] = 0;
             }
         }
@@ -31,34 +33,56 @@ struct Rows {
     DEVICE void absorb(Scores& scores, float factor) {
         UNROLL
         for (int m = 0; m < ROW_BLOCKS; ++m) {
+            raise_levels(m, scores[m], factor);
             UNROLL
             for (int half = 0; half < 2; ++half) {
-                float highest = maximum_of[m][half];
-                UNROLL
-                for (int n = 0; n < KEY_BLOCKS; ++n)
-                    highest = maximum(highest, maximum(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
-                highest = maximum(highest, shuffle_xor(highest, 1));
-                highest = maximum(highest, shuffle_xor(highest, 2));
-                // A row that has seen no key yet has maximum -inf: 0 instead keeps -inf - -inf out of the exponent.
-                float base = highest == -infinity() ? 0.0f : highest * factor;
-                float shrink = exp2_fast(fused_multiply_add(maximum_of[m][half], factor, -base));
-                maximum_of[m][half] = highest;
+                float offset = -in_exponent(level_of[m][half], factor);
                 float sum = 0;
                 UNROLL
                 for (int n = 0; n < KEY_BLOCKS; ++n) {
                     UNROLL
                     for (int e = 0; e < 2; ++e) {
                         float& score = scores[m][n][2 * half + e];
-                        score = exp2_fast(fused_multiply_add(score, factor, -base));
+                        score = exp2_fast(fused_multiply_add(score, factor, offset));
                         sum += score;
                     }
                 }
-                sum_of[m][half] = fused_multiply_add(sum_of[m][half], shrink, sum);
-                UNROLL
-                for (int n = 0; n < OUT_BLOCKS; ++n) {
-                    out[m][n][2 * half] *= shrink;
-                    out[m][n][2 * half + 1] *= shrink;
-                }
+                sum_of[m][half] += sum;
+            }
+        }
+    }
+
+    // A row that has seen no key yet has level -inf: 0 instead keeps -inf - -inf out of the exponent.
+    DEVICE static float in_exponent(float level, float factor) { return level == -infinity() ? 0.0f : level * factor; }
+
+    // Rescaling costs a product for every element of the result, so levels rise only when some row of the 16 has
+    // outgrown its own by a factor of 2^GROWTH; until then its exponentials are merely that much larger than 1.
+    // Turing's matrix products leave time enough to rescale always, and the registers are better used there.
+    DEVICE void raise_levels(int m, const float (&scores)[KEY_BLOCKS][4], float factor) {
+        float highest[2];
+        bool outgrown = false;
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            float most = level_of[m][half];
+            UNROLL
+            for (int n = 0; n < KEY_BLOCKS; ++n)
+                most = maximum(most, maximum(scores[n][2 * half], scores[n][2 * half + 1]));
+            most = maximum(most, shuffle_xor(most, 1));
+            most = maximum(most, shuffle_xor(most, 2));
+            highest[half] = most;
+            outgrown |= (most - level_of[m][half]) * factor > GROWTH;  // no for -inf - -inf
+        }
+        if (LAZY && !any_in_warp(outgrown)) return;
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            float offset = -in_exponent(highest[half], factor);
+            float shrink = exp2_fast(fused_multiply_add(level_of[m][half], factor, offset));
+            level_of[m][half] = highest[half];
+            sum_of[m][half] *= shrink;
+            UNROLL
+            for (int n = 0; n < OUT_BLOCKS; ++n) {
+                out[m][n][2 * half] *= shrink;
+                out[m][n][2 * half + 1] *= shrink;
             }
         }
     }
@@ -74,8 +98,8 @@ struct Rows {
                 float sum = sum_of[m][half];
                 sum += shuffle_xor(sum, 1);
                 sum += shuffle_xor(sum, 2);
-                float highest = maximum_of[m][half] * factor;
-                bool dead = maximum_of[m][half] == -infinity();
+                float highest = level_of[m][half] * factor;
+                bool dead = level_of[m][half] == -infinity();
                 float shrink = 1;
                 if constexpr (SINKS) {
                     float with_sink = maximum(highest, sink);

@@ -134,6 +134,10 @@ DEVICE float shuffle_xor(float value, int lanes, EMULATOR_PLACE) {
     return value;
 }
 
+DEVICE bool any_in_warp(bool value, EMULATOR_PLACE) {
+    return emulator::any(value, EMULATOR_SITE);
+}
+
 // ---- Matrix products
 
 DEVICE void mma_m16n8k16_f16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, EMULATOR_PLACE) {

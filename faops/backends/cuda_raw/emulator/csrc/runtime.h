@@ -59,6 +59,7 @@ void copy_commit();
 bool copy_next(int pending, Delivery& delivery);
 
 u32 exchange(u32 value, int lanes, Site site);
+bool any(bool value, Site site);
 void ldmatrix(u32 (&result)[4], const Vec4& row, bool transposed, Site site);
 void mma(Matrix kind, float (&c)[4], const u32* a, const u32* b, Site site);
 

@@ -81,6 +81,20 @@ u32 exchange(u32 value, int lanes, Site site) {
     return warp.pieces[1][self.lane];
 }
 
+bool any(bool value, Site site) {
+    Fiber& self = *machine->current;
+    Warp& warp = *self.warp;
+    warp.pieces[0][self.lane] = value;
+    if (arrive(warp, self, site)) {
+        u32 found = 0;
+        for (u32 lane : warp.pieces[0]) found |= lane;
+        for (u32& result : warp.pieces[1]) result = found;
+        if (COUNTING) count_collective(warp.index, site);
+        go_on(warp);
+    }
+    return warp.pieces[1][self.lane];
+}
+
 // ---- ldmatrix: row r of matrix m came from lane 8 m + r
 
 void ldmatrix(u32 (&result)[4], const Vec4& row, bool transposed, Site site) {

@@ -1,0 +1,74 @@
+"""What GPUs answered to the micro-tests, as files that tests hold the emulator against.
+
+One file an architecture and group of tests: who answered (device, driver, NVRTC, torch, date) and, by the test's name,
+the digest of what was asked and the words of the answer in hexadecimal digits.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import record
+from benchmarks.gpu.micro import Micro, Words
+from faops.autotune.files import write_whole
+from faops.backends.cuda_raw import nvrtc, targets
+from faops.device import DeviceProfile
+
+SCHEMA = 1
+FOLDER = record.ROOT / "tests" / "cuda_raw" / "fixtures"
+NUMBERS_A_LINE = 16
+
+
+def path_of(folder: Path, arch: str, group: str) -> Path:
+    return folder / arch / f"{group}.json"
+
+
+def recorded(folder: Path = FOLDER) -> list[Path]:
+    """All files of answers, in order."""
+    return sorted(folder.glob("*/*.json"))
+
+
+def write(folder: Path, group: str, profile: DeviceProfile, answers: dict[str, tuple[Micro, Words]]) -> Path:
+    """Record ``answers`` of a device, replacing what was recorded for its architecture."""
+    path = path_of(folder, profile.arch, group)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    driver = targets.driver_cuda_version()
+    content = {
+        "schema": SCHEMA,
+        "device": profile.name,
+        "arch": profile.arch,
+        "driver_cuda": None if driver is None else "{}.{}".format(*driver),
+        "nvrtc": nvrtc.version_text(),
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "answers": {
+            name: {"asked": micro.digest(), "words": to_text(words)} for name, (micro, words) in answers.items()
+        },
+    }
+    write_whole(path, record.compact(content) + "\n")
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A recorded file; raises ValueError for one of another schema."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: schema is {content.get('schema')!r}, expected {SCHEMA}")
+    return content
+
+
+def to_text(words: Words) -> list[str]:
+    """The words in hexadecimal digits, NUMBERS_A_LINE of them a string."""
+    digits = [f"{word:08x}" for word in words.tolist()]
+    return [" ".join(digits[at : at + NUMBERS_A_LINE]) for at in range(0, len(digits), NUMBERS_A_LINE)]
+
+
+def of_text(lines: list[str]) -> Words:
+    """The inverse of :func:`to_text`."""
+    return np.array([int(word, 16) for line in lines for word in line.split()], dtype=np.uint32)

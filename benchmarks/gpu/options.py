@@ -1,0 +1,26 @@
+"""What a run of the suite was asked for, as it goes to the processes that do the work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+SECTIONS = ("wrappers", "correctness", "graph", "timing")
+
+
+@dataclass(frozen=True)
+class Options:
+    """``card`` is an emulated card's short name, or "" for the CUDA device. ``fixtures`` is where answers of the
+    micro-tests are recorded; "" keeps none. ``seed`` draws all random inputs."""
+
+    quick: bool = False
+    card: str = ""
+    seed: int = 0
+    fixtures: str = ""
+
+    def text(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def of_text(text: str) -> Options:
+        return Options(**json.loads(text))

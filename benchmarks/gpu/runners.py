@@ -1,0 +1,90 @@
+"""Where kernels run: on a GPU, or on the CPU in the emulator. The tests of the suite need only the second."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.micro import SHARED_BYTES, UNTOUCHED, Micro, Words
+from faops.backends.cuda_raw import emulator
+from faops.backends.cuda_raw.source import Source
+from faops.backends.cuda_raw.specialize import Operands, Specialised
+from faops.device import DeviceProfile, detect, known
+
+MICRO_PARAMS = struct.Struct("<3Q2i")
+
+
+class Runner(Protocol):
+    """``profile`` describes the GPU, real or emulated; tensors belong on ``device``."""
+
+    device: torch.device
+    profile: DeviceProfile
+
+    def launch(self, kernel: Specialised, operands: Operands) -> None:
+        """Run an attention kernel to its end."""
+
+    def raw(self, source: Source, packed: bytearray, grid: int, tensors: Sequence[Tensor]) -> None:
+        """Run a kernel on ``tensors``, the last of which it writes, to its end."""
+
+
+class Emulated:
+    """The emulator as a card of that short name, such as "t4" or "a100"."""
+
+    def __init__(self, card: str) -> None:
+        self.device = torch.device("cpu")
+        self.profile = known(card)
+
+    def launch(self, kernel: Specialised, operands: Operands) -> None:
+        emulator.launch(kernel, operands, self.profile.arch)
+
+    def raw(self, source: Source, packed: bytearray, grid: int, tensors: Sequence[Tensor]) -> None:
+        buffers = [
+            emulator.Buffer(tensor.data_ptr(), tensor.nbytes, index == len(tensors) - 1, f"tensor {index}")
+            for index, tensor in enumerate(tensors)
+        ]
+        emulator.run(source, self.profile.arch, bytes(packed), grid, SHARED_BYTES, buffers)
+
+
+class Device:
+    """The current CUDA device."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self.profile = detect(self.device)
+
+    def launch(self, kernel: Specialised, operands: Operands) -> None:
+        from faops.backends.cuda_raw import launch
+
+        launch.launch(kernel, operands)
+        torch.cuda.synchronize(self.device)
+
+    def raw(self, source: Source, packed: bytearray, grid: int, tensors: Sequence[Tensor]) -> None:
+        from faops.backends.cuda_raw import launch, nvrtc
+
+        kernel = Specialised(source, grid, SHARED_BYTES, bytes(packed))
+        function = launch.Function(kernel, nvrtc.target_of(self.profile.arch))
+        function(grid, torch.cuda.current_stream(self.device).cuda_stream, packed)
+        torch.cuda.synchronize(self.device)
+
+
+def runner_for(card: str) -> Runner:
+    """The emulated ``card``, or the CUDA device where it is ""."""
+    return Emulated(card) if card else Device()
+
+
+def answer(runner: Runner, micro: Micro, source: Source, which: int) -> Words:
+    """What micro-test number ``which`` of ``source`` writes."""
+    blank = np.full(micro.expected.size, UNTOUCHED, dtype=np.uint32)
+    a, b, out = (_tensor(words, runner.device) for words in (micro.a, micro.b, blank))
+    packed = bytearray(MICRO_PARAMS.pack(a.data_ptr(), b.data_ptr(), out.data_ptr(), which, micro.count))
+    runner.raw(source, packed, micro.grid, (a, b, out))
+    return out.cpu().numpy().view(np.uint32)
+
+
+def _tensor(words: Words, device: torch.device) -> Tensor:
+    return torch.from_numpy(words.view(np.int32).copy()).to(device)

@@ -1,0 +1,264 @@
+"""The gates hold for the kernels, and each of them fails for a kernel that breaks what it guards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from faops.backends.cuda_raw import emulator, gates, sass
+from faops.backends.cuda_raw.gate_cases import FEATURES, HEAD_DIMS, TARGETS, Case, default_configs, defaults, everything
+from faops.backends.cuda_raw.gate_code import blocks_per_unit, check_code, matrix_opcode, predicted_products
+from faops.backends.cuda_raw.gate_counts import check_counts, visible_blocks
+from faops.backends.cuda_raw.space import SM75, SM80, make_config
+from faops.backends.cuda_raw.specialize import Specialised
+from faops.backends.cuda_raw.targets import Target
+from tests.cuda_raw.sources import need_compiler
+
+need_compiler()
+if reason := sass.missing() or emulator.missing():
+    pytest.skip(f"NOT TESTED, no kernel went through the gates: {reason}", allow_module_level=True)
+
+TURING, AMPERE = Target("sm_75"), Target("sm_80")
+
+
+@pytest.fixture(autouse=True)
+def kept_kernels(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels compiled for one test serve the others of this process."""
+    monkeypatch.setenv("FAOPS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "kernels-of-gates"))
+
+
+def default(target: Target, head_dim: int, dtype: torch.dtype = torch.float16, feature: str = "causal") -> Case:
+    return Case(target, default_configs(target, head_dim, feature)[0], head_dim, dtype, feature)
+
+
+def changed(case: Case, old: str, new: str) -> Specialised:
+    """The case's kernel with ``old`` replaced in its sources; it must stand there exactly once."""
+    kernel = case.kernel()
+    source = kernel.source
+    count = source.text.count(old) + sum(text.count(old) for _, text in source.headers)
+    assert count == 1, f"{old!r} stands {count} times in the sources"
+    headers = tuple((name, text.replace(old, new)) for name, text in source.headers)
+    return replace(kernel, source=replace(source, headers=headers, text=source.text.replace(old, new)))
+
+
+# ---------------------------------------------------------------------------------------------- the kernels
+
+
+def _sample() -> list[gates.Job]:
+    cases = [
+        *defaults([Target(name) for name in ("sm_75", "sm_80", "sm_90a")], [64, 128], ["causal"]),
+        *defaults([Target("sm_89")], [128], ["causal"]),
+        default(AMPERE, 256, torch.bfloat16),
+        default(TURING, 96, feature="varlen"),
+        default(AMPERE, 64, feature="bias"),
+        default(AMPERE, 96, feature="mask"),
+    ]
+    return list(gates.jobs_of(cases))
+
+
+@pytest.mark.parametrize("job", _sample(), ids=lambda job: str(job.case))
+def test_kernels_hold(job: gates.Job) -> None:
+    result = gates.check(job)
+    assert not result.failures, "\n".join(result.failures)
+    assert not job.counted or result.figures["wavefronts"] > 0
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel_holds(target: str, head_dim: int) -> None:
+    jobs = list(gates.jobs_of(everything([Target(target)], [head_dim])))
+    failures = [f"{result.case}: {text}" for result in map(gates.check, jobs) for text in result.failures]
+    assert len(jobs) >= len(FEATURES) and not failures, "\n".join(failures)
+
+
+# ---------------------------------------------------------------------------------------------- each gate bites
+
+
+@pytest.mark.parametrize("target", [TURING, AMPERE], ids=str)
+@pytest.mark.parametrize("head_dim", [32, 64, 96])
+def test_tile_without_its_twist_has_bank_conflicts(target: Target, head_dim: int) -> None:
+    case = default(target, head_dim)
+    plain = changed(case, "return (row / (8 / SPREAD)) & (SPREAD - 1);", "return row * 0;")
+    failures = check_counts(case, plain).failures
+    assert any("ldmatrix" in failure and "bank conflicts" in failure for failure in failures), failures
+    assert any("store_shared_u32" in failure and "bank conflicts" in failure for failure in failures), failures
+    assert not check_counts(case).failures
+
+
+def test_narrow_copies() -> None:
+    for target, opcode in ((TURING, "LDG"), (AMPERE, "LDGSTS")):
+        case = default(target, 64)
+        failures = check_code(case, changed(case, "COPY_BYTES = 16", "COPY_BYTES = 8")).failures
+        assert any(f"{opcode} of 8 bytes" in failure for failure in failures), failures
+
+
+def test_narrow_stores() -> None:
+    case = default(AMPERE, 64)
+    failures = check_code(case, changed(case, "OUT_VECTORS = true", "OUT_VECTORS = false")).failures
+    assert any("STG of 2 bytes" in failure for failure in failures), failures
+    assert any("not stored 16 bytes at a time" in failure for failure in failures), failures
+
+
+def test_tile_too_large_for_the_registers() -> None:
+    case = replace(default(AMPERE, 128), config=make_config(128, 128, warps=4, stages=1, q_in_registers=False))
+    failures = check_code(case).failures
+    assert any("spill" in failure and "in the loop" in failure for failure in failures), failures
+
+
+def test_tile_too_large_for_two_blocks() -> None:
+    case = default(AMPERE, 64)
+    kernel = replace(case.kernel(), shared_bytes=100 * 1024)
+    assert any("1 blocks fit a multiprocessor, 2 wanted" in failure for failure in check_code(case, kernel).failures)
+    kernel = replace(case.kernel(), shared_bytes=200 * 1024)
+    failures = check_code(replace(case, head_dim=128), kernel).failures
+    assert any("0 blocks fit a multiprocessor" in failure for failure in failures), failures
+
+
+def test_wrong_matrix_instruction() -> None:
+    case = default(AMPERE, 64)
+    failures = check_code(case, changed(case, "MMA_DEPTH = 16", "MMA_DEPTH = 8")).failures
+    assert any("HMMA.1688.F32, expected HMMA.16816.F32" in failure for failure in failures), failures
+    assert any("256 HMMA in the loop over keys, 128 expected" in failure for failure in failures), failures
+    failures = check_code(replace(case, dtype=torch.bfloat16), case.kernel()).failures
+    assert any("HMMA.16816.F32, expected HMMA.16816.F32.BF16" in failure for failure in failures), failures
+
+
+def test_product_computed_twice() -> None:
+    case = default(AMPERE, 64)
+    once = "values.multiply(rows, scores, ring.value_slot(i));"
+    failures = check_code(case, changed(case, once, once + once)).failures
+    assert any("HMMA in the loop over keys" in failure for failure in failures), failures
+    assert any("LDSM in the loop over keys" in failure for failure in failures), failures
+
+
+@pytest.mark.parametrize("feature", ["causal", "window"])
+def test_blocks_that_nobody_sees_are_counted(feature: str) -> None:
+    case = default(AMPERE, 64, feature=feature)
+    changes = {
+        "causal": ("end_key = smaller(keys, last_row + shift + params.window_right + 1);", "end_key = keys;"),
+        "window": ("first_key = larger(0, first_row + shift - params.window_left);", "first_key = 0;"),
+    }
+    failures = check_counts(case, changed(case, *changes[feature])).failures
+    assert any("bytes loaded" in failure for failure in failures), failures
+    assert any("matrix instructions were run" in failure for failure in failures), failures
+
+
+def test_scattered_reads_are_counted() -> None:
+    """Chunks of a row read by threads that are far apart: the same bytes, in sectors fetched over and over."""
+    case = default(AMPERE, 64)
+    narrow = changed(case, "COPY_BYTES = 16", "COPY_BYTES = 4")
+    failures = check_counts(case, narrow).failures
+    assert any("bytes loaded" in failure for failure in failures), failures
+
+
+# ---------------------------------------------------------------------------------------------- what is expected
+
+
+def test_predictions_of_a_tile_worked_out_by_hand() -> None:
+    # 32 rows a warp, 64 keys, head dim 128. Scores: 2 x 8 products of 16 x 8, each 128 deep. Result: 2 x 16, 64 deep.
+    config = make_config(128, 64, warps=4, stages=1, q_in_registers=False)
+    assert predicted_products(Case(AMPERE, config, 128, torch.float16)) == 2 * 8 * (128 // 16) + 2 * 16 * (64 // 16)
+    assert predicted_products(Case(TURING, config, 128, torch.float16)) == 2 * 8 * (128 // 8) + 2 * 16 * (64 // 8)
+    assert matrix_opcode(Case(AMPERE, config, 128, torch.bfloat16)) == "HMMA.16816.F32.BF16"
+    assert matrix_opcode(Case(TURING, config, 128, torch.float16)) == "HMMA.1688.F32"
+
+
+@pytest.mark.parametrize(
+    ("target", "registers", "shared", "threads", "blocks"),
+    [
+        ("sm_80", 255, 0, 128, 2),  # 256 x 32 registers a warp: two warps in each of four banks
+        ("sm_80", 168, 0, 128, 3),
+        ("sm_80", 169, 0, 128, 2),
+        ("sm_80", 128, 0, 256, 2),
+        ("sm_80", 129, 0, 256, 1),
+        ("sm_80", 32, 0, 128, 16),
+        ("sm_80", 16, 0, 32, 32),
+        ("sm_80", 64, 81 * 1024, 128, 2),  # and 1 KiB each for the system: 164 KiB
+        ("sm_80", 64, 81 * 1024 + 1, 128, 1),
+        ("sm_86", 64, 49 * 1024, 128, 2),
+        ("sm_86", 64, 49 * 1024 + 1, 128, 1),
+        ("sm_75", 64, 32 * 1024, 128, 2),
+        ("sm_75", 64, 32 * 1024 + 1, 128, 1),
+        ("sm_75", 64, 0, 128, 8),  # 32 warps
+        ("sm_80", 64, 164 * 1024, 128, 0),
+    ],
+)
+def test_blocks_of_a_multiprocessor(target: str, registers: int, shared: int, threads: int, blocks: int) -> None:
+    assert blocks_per_unit(default(Target(target), 64), registers, shared, threads) == blocks
+
+
+def test_visible_blocks() -> None:
+    inputs, _ = default(AMPERE, 64).call(64, 1)
+    assert visible_blocks(inputs, 32, 16).tolist() == [[True, True, False, False], [True] * 4]
+    inputs.window_left = 8
+    assert visible_blocks(inputs, 16, 16).tolist() == [
+        [True, False, False, False],
+        [True, True, False, False],
+        [False, True, True, False],
+        [False, False, True, True],
+    ]
+    inputs.window_left = inputs.window_right = -1
+    assert visible_blocks(inputs, 32, 32).all()
+
+
+# ---------------------------------------------------------------------------------------------- which kernels
+
+
+def test_everything_is_what_it_says() -> None:
+    cases = list(everything([Target(name) for name in TARGETS], HEAD_DIMS))
+    assert len(cases) == len(set(cases))
+    assert {case.target.name for case in cases} == set(TARGETS)
+    for target in map(Target, TARGETS):
+        of_target = [case for case in cases if case.target == target]
+        assert {case.feature for case in of_target} == set(FEATURES)
+        assert {case.head_dim for case in of_target} == set(HEAD_DIMS)
+        assert {case.family for case in of_target} == {SM75 if target == TURING else SM80}
+        dtypes = {torch.float16} if target == TURING else {torch.float16, torch.bfloat16}
+        assert {case.dtype for case in of_target} == dtypes
+
+
+def test_emulator_runs_each_kernel_for_one_target() -> None:
+    case = default(AMPERE, 64)
+    jobs = list(gates.jobs_of([case, replace(case, target=Target("sm_90a")), case, default(TURING, 64)]))
+    assert [job.counted for job in jobs] == [True, False, True]
+    assert not any(job.counted for job in gates.jobs_of([case], counts=False))
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_every_feature_changes_the_kernel(feature: str) -> None:
+    sources = {name: default(AMPERE, 64, feature=name).kernel().source for name in FEATURES}
+    same = [name for name, source in sources.items() if source == sources[feature]]
+    assert same == [feature]
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+def test_command(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--target", "sm_80", "--head-dim", "64", "--no-counts", "--jobs", "1"]
+    assert gates.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("holds") == 4 and "4 kernels checked, 0 fail" in printed
+
+
+def test_command_fails_with_a_kernel(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("faops.backends.cuda_raw.gate_code.wanted_blocks", lambda case: 4)
+    arguments = ["--target", "sm_75", "--head-dim", "64", "--no-counts", "--jobs", "1"]
+    assert gates.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "2 blocks fit a multiprocessor, 4 wanted" in printed and "2 kernels checked, 2 fail" in printed
+
+
+def test_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sass, "find", lambda: None)
+    assert gates.main([]) == 2
+    assert "pip install nvidia-cuda-nvdisasm" in capsys.readouterr().err
+
+
+def test_kernel_that_does_not_compile_fails() -> None:
+    case = default(AMPERE, 64)
+    failures = check_code(case, changed(case, "WARPS = 4", "WARPS = 3")).failures
+    assert len(failures) == 1 and "does not compile for sm_80" in failures[0]
