@@ -57,6 +57,9 @@ def missing(device: DeviceProfile) -> Iterator[str]:
         return
     if reason := nvrtc.installed():
         yield reason
+    made, driver = nvrtc.packaged_version(), targets.driver_cuda_version()
+    if made and driver and (reason := targets.driver_reason(made, driver)):
+        yield reason
     if reason := _broken.get(device.name, ""):
         yield reason
 

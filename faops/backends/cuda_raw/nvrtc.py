@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import re
 import struct
@@ -21,6 +22,7 @@ from faops.backends.cuda_raw.targets import Kind, Target, Version
 from faops.errors import CompileError
 
 INSTALL = "pip install 'faops[cuda13]', or 'faops[cuda12]' for a driver older than 580"
+WHEELS = {"cupy-cuda13x": "nvidia-cuda-nvrtc", "cupy-cuda12x": "nvidia-cuda-nvrtc-cu12"}  # CuPy, and its NVRTC
 SHOWN_ERRORS = 3
 CONTEXT_LINES = 3
 
@@ -57,6 +59,18 @@ def installed() -> str:
     if importlib.util.find_spec("cupy_backends") is None:
         return f"CuPy is not installed: {INSTALL}"
     return ""
+
+
+def packaged_version() -> Version | None:
+    """Version of the NVRTC that pip installed for CuPy; None where there is none, or it comes from a toolkit."""
+    for cupy, wheel in WHEELS.items():
+        try:
+            importlib.metadata.version(cupy)
+            major, minor = importlib.metadata.version(wheel).split(".")[:2]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return int(major), int(minor)
+    return None
 
 
 def probe() -> str:
