@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +35,35 @@ def recorded(folder: Path = FOLDER) -> list[Path]:
     return sorted(folder.glob("*/*.json"))
 
 
-def write(folder: Path, group: str, profile: DeviceProfile, answers: dict[str, tuple[Micro, Words]]) -> Path:
-    """Record ``answers`` of a device, replacing what was recorded for its architecture."""
-    path = path_of(folder, profile.arch, group)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def answer_of(group: str, micro: Micro, words: Words) -> dict[str, Any]:
+    """One answer, as the figures of an outcome."""
+    return {"group": group, "asked": micro.digest(), "words": to_text(words)}
+
+
+def write(folder: Path, profile: DeviceProfile, answers: Mapping[str, Mapping[str, Any]]) -> list[Path]:
+    """Record ``answers`` (each an :func:`answer_of`, by the test's name), replacing those of the same architecture."""
     driver = targets.driver_cuda_version()
-    content = {
-        "schema": SCHEMA,
-        "device": profile.name,
-        "arch": profile.arch,
-        "driver_cuda": None if driver is None else "{}.{}".format(*driver),
-        "nvrtc": nvrtc.version_text(),
-        "torch": torch.__version__,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "answers": {
-            name: {"asked": micro.digest(), "words": to_text(words)} for name, (micro, words) in answers.items()
-        },
-    }
-    write_whole(path, record.compact(content) + "\n")
-    return path
+    paths = []
+    for group in sorted({answer["group"] for answer in answers.values()}):
+        path = path_of(folder, profile.arch, group)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "schema": SCHEMA,
+            "device": profile.name,
+            "arch": profile.arch,
+            "driver_cuda": None if driver is None else "{}.{}".format(*driver),
+            "nvrtc": nvrtc.version_text(),
+            "torch": torch.__version__,
+            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "answers": {
+                name: {"asked": answer["asked"], "words": answer["words"]}
+                for name, answer in answers.items()
+                if answer["group"] == group
+            },
+        }
+        write_whole(path, record.compact(content) + "\n")
+        paths.append(path)
+    return paths
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -19,6 +19,14 @@ class Skipped(Exception):
     """The item has nothing to try on this machine; the message says why."""
 
 
+class Wrong(AssertionError):
+    """The item found something wrong, and has figures to keep all the same."""
+
+    def __init__(self, message: str, data: dict[str, Any]) -> None:
+        self.data = data
+        super().__init__(message)
+
+
 @dataclass(frozen=True)
 class Item:
     """``run`` raises for what is wrong (any exception), and returns figures worth keeping."""
@@ -55,17 +63,18 @@ def perform(section: str, item: Item) -> Outcome:
     """Try ``item``; whatever it raises becomes part of the outcome."""
     start = time.perf_counter()
     data: dict[str, Any] = {}
-    status, detail = "ok", ""
+    status: Status = "ok"
+    detail = ""
     try:
         data = item.run()
     except Skipped as reason:
         status, detail = "skipped", str(reason)
     except AssertionError as error:
-        status, detail = "wrong", str(error) or _where(error)
+        status, detail, data = "wrong", str(error) or _where(error), getattr(error, "data", data)
     except Exception as error:
         status, detail = "wrong", f"{type(error).__name__}: {error}\n{_where(error)}"
     detail = "\n".join(detail.strip().splitlines()[:DETAIL_LINES])
-    return Outcome(section, item.name, status, detail, round(time.perf_counter() - start, 4), data)  # type: ignore[arg-type]
+    return Outcome(section, item.name, status, detail, round(time.perf_counter() - start, 4), data)
 
 
 def _where(error: Exception) -> str:

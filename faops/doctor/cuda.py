@@ -89,7 +89,7 @@ def check_compile() -> Result:
 
     if nvrtc.probe():
         return skipped("no NVRTC to compile with")
-    start, details, left = time.perf_counter(), [], []
+    start, details, times, left = time.perf_counter(), [], [], []
     archs = list(dict.fromkeys([*_own_archs(), *targets.ARCHS]))
     for arch in archs:
         if time.perf_counter() - start > BUDGET_SECONDS:
@@ -103,11 +103,13 @@ def check_compile() -> Result:
         registers = f", {compiled.registers} registers a thread" if compiled.registers is not None else ""
         shown = arch if target.name == arch else f"{arch} (as {target})"
         details.append(f"{shown}: {compiled.seconds:.2f} s{registers}")
+        times.append(f"{target} {compiled.seconds:.2f} s")
     if left:
         details.append(f"left out after {BUDGET_SECONDS:.0f} s: {', '.join(left)}")
     count = f"{len(archs) - len(left)} of {len(archs)}" if left else f"{len(archs)}"
     seconds = time.perf_counter() - start
-    return ok(f"one kernel compiled for {count} architectures in {seconds:.1f} s", *details)
+    summary = f"one kernel compiled for {count} architectures in {seconds:.1f} s: {', '.join(times)}"
+    return ok(summary, *details)
 
 
 def check_emulator() -> Result:

@@ -93,7 +93,7 @@ def test_no_compiler_for_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_card_to_emulate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAOPS_EMULATE", "gtx9000")
-    with pytest.raises(faops.errors.SettingsError, match="gtx9000.*a100"):
+    with pytest.raises(faops.errors.SettingsError, match=r"gtx9000.*a100"):
         reasons(known("cpu"))
 
 
