@@ -97,7 +97,7 @@ def check_result(call: Call, context: str) -> None:
 
 def attention_inputs(case: Case, tensors: Inputs, seed: int, device: torch.device) -> AttentionInputs:
     """The call as a kernel's launch gets it, on ``device``."""
-    options = {
+    options: dict[str, Any] = {
         name: value.detach().to(device) if isinstance(value, Tensor) else value for name, value in case.options.items()
     }
     q, k, v = (tensor.detach().to(device) for tensor in (tensors.q, tensors.k, tensors.v))

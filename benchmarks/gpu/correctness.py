@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.attention import DTYPES, FAMILIES, Trial, hold
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.outcome import Item
-from benchmarks.gpu.runners import runner_for
+from benchmarks.gpu.runners import runners_for
 from faops.backends.cuda_raw.space import space
 from faops.device import DeviceProfile, detect, known
 from tests.support import FEATURES, compatible
@@ -30,8 +30,13 @@ QUICK_STEP = 8  # a quick run tries one config in so many
 
 
 def items(options: Options) -> list[Item]:
-    runner = runner_for(options.card)
-    return [Item(str(trial), functools.partial(hold, trial, runner)) for trial in trials(options)]
+    """Every trial; on a device newer than Turing, its family's default configs come again as Turing's code."""
+    return [
+        Item(f"{trial}{suffix}", functools.partial(hold, trial, runner))
+        for suffix, runner in runners_for(options.card).items()
+        for trial in trials(options)
+        if not suffix or (trial.family == "sm75" and trial.config is None)
+    ]
 
 
 def trials(options: Options) -> list[Trial]:
@@ -72,19 +77,24 @@ def _features(family: str, chance: random.Random) -> list[Trial]:
 
 
 def _head_dims(family: str, chance: random.Random) -> list[Trial]:
-    """Every size and some odd ones, with the default configs for many rows and for few."""
+    """Every size and some odd ones, with the default configs for few rows and for enough to fill a device."""
     dims = [(size, size) for size in HEAD_DIMS] + list(ODD_HEAD_DIMS)
-    return [
-        Trial(family, dtype, ("causal",), shape=_shape(chance, *pair, heads=heads))
+    few = [
+        Trial(family, dtype, ("causal",), shape=_shape(chance, *pair, heads=2))
         for dtype in DTYPES[family]
         for pair in dims
-        for heads in (2, 96)[: 2 if pair[0] in HEAD_DIMS else 1]  # enough heads to fill a device: large tiles
     ]
+    many = [
+        Trial(family, dtype, ("causal",), shape={**_shape(chance, size, heads=96), "seqlen_q": 129})
+        for dtype in DTYPES[family]
+        for size in HEAD_DIMS
+    ]
+    return few + many
 
 
 def _mixes(family: str, chance: random.Random) -> list[Trial]:
     """Random features together."""
-    found = []
+    found: list[Trial] = []
     while len(found) < MIXES:
         features = tuple(sorted(chance.sample(FORWARD, MIX_SIZE)))
         if compatible(features):

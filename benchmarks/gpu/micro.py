@@ -141,7 +141,8 @@ def bfloat16_bits(values: Any) -> NDArray[np.uint16]:
     single = np.asarray(values, dtype=np.float32)
     bits = single.view(np.uint32).astype(np.uint64)
     rounded = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
-    return np.where(np.isnan(single), np.uint64(0x7FFF), rounded).astype(np.uint16)
+    result: NDArray[np.uint16] = np.where(np.isnan(single), np.uint64(0x7FFF), rounded).astype(np.uint16)
+    return result
 
 
 def random_words(seed: int, count: int) -> Words:

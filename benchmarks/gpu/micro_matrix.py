@@ -68,7 +68,7 @@ def _of(product: Product, seed: int) -> list[Micro]:
     ]
     if product.encode is _float16_bits:
         smallest = 2.0**-24
-        small = rng.integers(-1023, 1024, (WARPS, ROWS, depth)) * smallest
+        small = rng.integers(-1023, 1024, (WARPS, ROWS, depth)).astype(np.float64) * smallest
         found.append(
             _micro(product, "subnormal", small, whole(depth, COLUMNS), whole(ROWS, COLUMNS) * 2.0**-20, exact=True)
         )
@@ -105,8 +105,10 @@ def _micro(
 
 def _decode(bits: NDArray[np.uint16], product: Product) -> NDArray[np.float64]:
     if product.encode is bfloat16_bits:
-        return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-    return bits.view(np.float16).astype(np.float64)
+        values: NDArray[Any] = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    else:
+        values = bits.view(np.float16)
+    return values.astype(np.float64)
 
 
 def _fragments(matrix: NDArray[np.uint16]) -> Words:
@@ -122,4 +124,5 @@ def _fragments(matrix: NDArray[np.uint16]) -> Words:
 
 def _accumulator(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """The lanes' elements of C (warp, row, column): row g, columns 2t and 2t + 1, then row g + 8."""
-    return matrix.reshape(WARPS, 2, 8, 4, 2).transpose(0, 2, 3, 1, 4).reshape(-1)
+    result: NDArray[np.float64] = matrix.reshape(WARPS, 2, 8, 4, 2).transpose(0, 2, 3, 1, 4).reshape(-1)
+    return result

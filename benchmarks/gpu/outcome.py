@@ -15,11 +15,11 @@ BAD: tuple[Status, ...] = ("wrong", "lost", "hung")
 DETAIL_LINES = 12
 
 
-class Skipped(Exception):
+class SkipError(Exception):
     """The item has nothing to try on this machine; the message says why."""
 
 
-class Wrong(AssertionError):
+class WrongError(AssertionError):
     """The item found something wrong, and has figures to keep all the same."""
 
     def __init__(self, message: str, data: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ def perform(section: str, item: Item) -> Outcome:
     detail = ""
     try:
         data = item.run()
-    except Skipped as reason:
+    except SkipError as reason:
         status, detail = "skipped", str(reason)
     except AssertionError as error:
         status, detail, data = "wrong", str(error) or _where(error), getattr(error, "data", data)

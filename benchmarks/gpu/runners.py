@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.micro import SHARED_BYTES, UNTOUCHED, Micro, Words
+from faops.architectures import cuda_number
 from faops.backends.cuda_raw import emulator
 from faops.backends.cuda_raw.source import Source
 from faops.backends.cuda_raw.specialize import Operands, Specialised
+from faops.backends.cuda_raw.targets import OLDEST, Target
 from faops.device import DeviceProfile, detect, known
 
 MICRO_PARAMS = struct.Struct("<3Q2i")
@@ -51,30 +53,46 @@ class Emulated:
 
 
 class Device:
-    """The current CUDA device."""
+    """The current CUDA device; kernels are compiled for ``target``, or for the device itself where that is ""."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: str = "") -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.profile = detect(self.device)
+        self._target = target
 
     def launch(self, kernel: Specialised, operands: Operands) -> None:
         from faops.backends.cuda_raw import launch
 
-        launch.launch(kernel, operands)
+        if self._target:
+            self._enqueue(kernel, kernel.packed(operands))
+        else:
+            launch.launch(kernel, operands)  # as calls do it
         torch.cuda.synchronize(self.device)
 
     def raw(self, source: Source, packed: bytearray, grid: int, tensors: Sequence[Tensor]) -> None:
-        from faops.backends.cuda_raw import launch, nvrtc
-
-        kernel = Specialised(source, grid, SHARED_BYTES, bytes(packed))
-        function = launch.Function(kernel, nvrtc.target_of(self.profile.arch))
-        function(grid, torch.cuda.current_stream(self.device).cuda_stream, packed)
+        self._enqueue(Specialised(source, grid, SHARED_BYTES, bytes(packed)), packed)
         torch.cuda.synchronize(self.device)
 
+    def _enqueue(self, kernel: Specialised, packed: bytearray) -> None:
+        from faops.backends.cuda_raw import launch, nvrtc
 
-def runner_for(card: str) -> Runner:
-    """The emulated ``card``, or the CUDA device where it is ""."""
-    return Emulated(card) if card else Device()
+        target = Target(self._target) if self._target else nvrtc.target_of(self.profile.arch)
+        function = launch.Function(kernel, target)
+        function(kernel.grid, torch.cuda.current_stream(self.device).cuda_stream, packed)
+
+
+def runners_for(card: str) -> dict[str, Runner]:
+    """By what to call them: the emulated ``card``, or the CUDA device where it is "".
+
+    A newer device than Turing also runs code for Turing: the driver compiles PTX of compute_75, in which what hides
+    behind the architecture in csrc/ptx.cuh is Turing's.
+    """
+    if card:
+        return {"": Emulated(card)}
+    found: dict[str, Runner] = {"": Device()}
+    if cuda_number(found[""].profile.arch) > OLDEST:
+        found[f" as compute_{OLDEST}"] = Device(f"compute_{OLDEST}")
+    return found
 
 
 def answer(runner: Runner, micro: Micro, source: Source, which: int) -> Words:

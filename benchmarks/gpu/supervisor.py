@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -110,7 +111,5 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     if child.poll() is not None:
         return
     child.kill()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass

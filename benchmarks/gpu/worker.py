@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-import torch
-
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.outcome import Item, Outcome, perform
 
@@ -50,11 +48,12 @@ def write(file: IO[str], line: str) -> None:
 
 def device_answers() -> bool:
     """Whether CUDA still works in this process; True where it was never used."""
-    if not torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
         return True
     try:
         torch.cuda.synchronize()
-        return float(torch.ones(2, device="cuda").sum()) == 2.0
+        return bool(torch.ones(2, device="cuda").sum().item() == 2.0)
     except RuntimeError:
         return False
 

@@ -11,9 +11,10 @@ from benchmarks.gpu.micro_arithmetic import arithmetic_micros
 from benchmarks.gpu.micro_matrix import matrix_micros
 from benchmarks.gpu.micro_memory import memory_micros
 from benchmarks.gpu.options import Options
-from benchmarks.gpu.outcome import Item, Skipped, Wrong
-from benchmarks.gpu.runners import Runner, answer, runner_for
+from benchmarks.gpu.outcome import Item, SkipError, WrongError
+from benchmarks.gpu.runners import Runner, answer, runners_for
 from faops.architectures import cuda_number
+from faops.backends.cuda_raw.targets import OLDEST
 
 ANSWER = "answer"  # the figure that is a micro-test's answer
 
@@ -25,25 +26,26 @@ GROUPS: dict[str, Callable[[], list[Micro]]] = {
 
 
 def items(options: Options) -> list[Item]:
-    """One item a micro-test."""
-    runner = runner_for(options.card)
+    """One item a micro-test; on a device newer than Turing those that Turing has come again, as Turing's code."""
     return [
-        Item(micro.name, _trial(runner, group, micros, index))
+        Item(f"{micro.name}{suffix}", _trial(runner, group, micros, index, keep=not suffix))
+        for suffix, runner in runners_for(options.card).items()
         for group, micros in ((group, make()) for group, make in GROUPS.items())
         for index, micro in enumerate(micros)
+        if not suffix or micro.arch == OLDEST
     ]
 
 
-def _trial(runner: Runner, group: str, micros: list[Micro], index: int) -> Callable[[], dict[str, Any]]:
+def _trial(runner: Runner, group: str, micros: list[Micro], index: int, keep: bool) -> Callable[[], dict[str, Any]]:
     micro = micros[index]
 
     def run() -> dict[str, Any]:
         if micro.arch > cuda_number(runner.profile.arch):
-            raise Skipped(f"{runner.profile.arch} does not have it")
+            raise SkipError(f"{runner.profile.arch} does not have it")
         words = answer(runner, micro, group_source(micros), index)
-        data = {ANSWER: answer_of(group, micro, words)}
+        data = {ANSWER: answer_of(group, micro, words)} if keep else {}
         if reason := micro.wrong(words):
-            raise Wrong(reason, data)  # a wrong answer is worth keeping too: it is what the device says
+            raise WrongError(reason, data)  # a wrong answer is worth keeping too: it is what the device says
         return data
 
     return run

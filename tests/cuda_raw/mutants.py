@@ -3,6 +3,7 @@
 Only the text in memory is changed. A fault that changes no result and breaks no rule is no fault, and is not here: the
 order in which blocks take tiles, or a barrier between accesses to different bytes.
 """
+# ruff: noqa: E501 - a table reads best as one row a line
 
 from __future__ import annotations
 
@@ -128,8 +129,8 @@ LOOP_WAIT = "copy_async_wait<AHEAD - 1>();\n        sync_block();\n        "
 BARRIERS = [
     Mutant("sm80: no barrier before the queries are kept", "a100", SM80, f"{BARRIER}\n        queries.keep();", "queries.keep();", "one head", UninitialisedError),
     Mutant("sm80: no barrier after the queries are kept", "a100", SM80, f"queries.keep();\n        {BARRIER}", "queries.keep();", "one head", RaceError),
-    Mutant("sm80: no barrier before the keys are used", "a100", SM80, f"{BARRIER}\n        ring.fetch_values", "ring.fetch_values", "one head", RaceError, sample=True),
-    Mutant("sm80: no barrier before the values are used", "a100", SM80, f"{BARRIER}\n        ring.fetch_keys(i", "ring.fetch_keys(i", "one head", RaceError),
+    Mutant("sm80: no barrier before the keys are used", "a100", SM80, f"{BARRIER}\n        ring.fetch_values", "ring.fetch_values", "one head", InFlightError),
+    Mutant("sm80: no barrier before the values are used", "a100", SM80, f"{BARRIER}\n        ring.fetch_keys(i", "ring.fetch_keys(i", "one head", RaceError, sample=True),
     Mutant("sm80: no barrier before the result is written", "a100", SM80, f"{BARRIER}\n    store_result", "store_result", "large", RaceError),
     Mutant("sm75: no barrier before the queries are kept", "t4", SM75, f"{BARRIER}\n    queries.keep();", "queries.keep();", "one head", UninitialisedError),
     Mutant("sm75: no barrier after the queries are kept", "t4", SM75, f"if constexpr (Q_IN_REGISTERS) {BARRIER}", "", "one head", RaceError),
@@ -221,6 +222,7 @@ NUMBERS = [
     Mutant("the first block is missed", "t4", "work.cuh", "first_row + shift - params.window_left)", "first_row + shift - params.window_left + 1)", "left start"),
     Mutant("the diagonal starts at the top left", "a100", "work.cuh", "shift = keys - rows;", "shift = 0;", "causal"),
     Mutant("the result is not rescaled", "a100", "softmax.cuh", "out[m][n][2 * half + 1] *= shrink;", "", "steep", sample=True),
+    Mutant("levels rise too late for 16 bits", "a100", "softmax.cuh", "* factor > GROWTH", "* factor > 20 * GROWTH", "steep"),
     Mutant("the sum is not rescaled", "t4", "softmax.cuh", "sum_of[m][half] *= shrink;", "", "steep"),
     Mutant("the sum lacks half of its lanes", "a100", "softmax.cuh", "sum += shuffle_xor(sum, 2);", "", "one head"),
     Mutant("the maximum lacks half of its lanes", "t4", "softmax.cuh", "most = maximum(most, shuffle_xor(most, 2));", "", "steep"),

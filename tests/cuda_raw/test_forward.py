@@ -198,6 +198,19 @@ def test_large_logits(card: str, dtype: torch.dtype) -> None:
 
 
 @each_card
+def test_maxima_that_rise_from_block_to_block(card: str) -> None:
+    """Kernels walk from the last key to the first. One head's logits rise hardly on the way, another's by 300 a block,
+    and others' by about as much as may pass before the sums are rescaled; one falls.
+    """
+    slopes = torch.tensor([0.01, 0.05, 0.08, 0.09, 0.1, 0.2, 1.0, 5.0, -0.09])
+    heads = len(slopes)
+    shape = {"batch": 1, "heads_q": heads, "heads_kv": heads, "seqlen_q": 20, "seqlen_k": 400}
+    case = Case(features=("rising bias",), dtype=HALF, head_dim=16, head_dim_v=16, **shape)
+    case.options["bias"] = (-slopes[:, None] * torch.arange(400))[None, :, None]
+    check_on(card, case)
+
+
+@each_card
 @pytest.mark.parametrize("scale", [0.0, -0.5])
 def test_scale_that_is_not_positive(card: str, scale: float) -> None:
     case = make_case("causal", dtype=HALF, head_dim=16, head_dim_v=16, seqlen_q=70, seqlen_k=140)
@@ -206,9 +219,8 @@ def test_scale_that_is_not_positive(card: str, scale: float) -> None:
 
 
 @each_card
-@pytest.mark.parametrize("features", [(), ("causal", "sinks", "softcap")], ids="+".join)
-def test_without_lse_the_result_is_the_same(card: str, features: tuple[str, ...]) -> None:
-    case = make_case(*features, dtype=HALF, head_dim=16, head_dim_v=16)
+def test_without_lse_the_result_is_the_same(card: str) -> None:
+    case = make_case("sinks", dtype=HALF, head_dim=16, head_dim_v=16)
     inputs = make_inputs(case)
     q, k, v = (tensor.detach() for tensor in (inputs.q, inputs.k, inputs.v))
     options = {name: value.detach() if isinstance(value, Tensor) else value for name, value in inputs.options.items()}

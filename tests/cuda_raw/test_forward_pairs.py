@@ -75,12 +75,9 @@ SAMPLE = [
     ("a100", BFLOAT, 128, make_config(128, 64, 4, 1, False)),
     ("a100", HALF, 64, make_config(64, 32, 4, 3, True)),
     ("a100", BFLOAT, 64, make_config(128, 16, 8, 3, False)),
-    ("a100", HALF, 64, make_config(64, 128, 4, 1, True)),
-    ("a100", HALF, 80, make_config(64, 64, 4, 2, False)),
     ("a100", HALF, 256, make_config(64, 32, 4, 1, False)),
     ("t4", HALF, 64, make_config(128, 64, 4, 1, True)),  # the default of large problems
     ("t4", HALF, 128, make_config(128, 32, 4, 1, False)),
-    ("t4", HALF, 64, make_config(64, 16, 4, 1, False)),
     ("t4", HALF, 80, make_config(128, 32, 8, 1, True)),
 ]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from faops.backends.cuda_raw import emulator, gates, sass
-from faops.backends.cuda_raw.gate_cases import FEATURES, HEAD_DIMS, TARGETS, Case, default_configs, defaults, everything
+from faops.backends.cuda_raw.gate_cases import FEATURES, HEAD_DIMS, TARGETS, Case, default_configs, everything
 from faops.backends.cuda_raw.gate_code import blocks_per_unit, check_code, matrix_opcode, predicted_products
 from faops.backends.cuda_raw.gate_counts import check_counts, visible_blocks
 from faops.backends.cuda_raw.space import SM75, SM80, make_config
@@ -48,13 +48,15 @@ def changed(case: Case, old: str, new: str) -> Specialised:
 
 def _sample() -> list[gates.Job]:
     cases = [
-        *defaults([Target(name) for name in ("sm_75", "sm_80", "sm_90a")], [64, 128], ["causal"]),
-        *defaults([Target("sm_89")], [128], ["causal"]),
+        *(Case(target, config, head_dim, torch.float16) for target in (TURING, AMPERE) for head_dim in (64, 128)
+          for config in default_configs(target, head_dim)),
+        default(Target("sm_89"), 128),
+        default(Target("sm_90a"), 64, torch.bfloat16),
+        default(Target("sm_90a"), 128),
         default(AMPERE, 256, torch.bfloat16),
         default(TURING, 96, feature="varlen"),
-        default(AMPERE, 64, feature="bias"),
         default(AMPERE, 96, feature="mask"),
-    ]
+    ]  # fmt: skip
     return list(gates.jobs_of(cases))
 
 
@@ -77,8 +79,7 @@ def test_every_kernel_holds(target: str, head_dim: int) -> None:
 # ---------------------------------------------------------------------------------------------- each gate bites
 
 
-@pytest.mark.parametrize("target", [TURING, AMPERE], ids=str)
-@pytest.mark.parametrize("head_dim", [32, 64, 96])
+@pytest.mark.parametrize(("target", "head_dim"), [(TURING, 64), (AMPERE, 32), (AMPERE, 96)], ids=str)
 def test_tile_without_its_twist_has_bank_conflicts(target: Target, head_dim: int) -> None:
     case = default(target, head_dim)
     plain = changed(case, "return (row / (8 / SPREAD)) & (SPREAD - 1);", "return row * 0;")
@@ -238,10 +239,10 @@ def test_every_feature_changes_the_kernel(feature: str) -> None:
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--target", "sm_80", "--head-dim", "64", "--no-counts", "--jobs", "1"]
+    arguments = ["--target", "sm_75", "--head-dim", "64", "--jobs", "1"]
     assert gates.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert printed.count("holds") == 4 and "4 kernels checked, 0 fail" in printed
+    assert printed.count("holds") == 2 and "2 kernels checked, 0 fail" in printed
 
 
 def test_command_fails_with_a_kernel(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,13 +43,13 @@ def case_of(scenario: Scenario) -> Case:
 
 def run_packed() -> None:
     """Sequences of fixed lengths: random ones may happen to hide a fault."""
-    q, k, v = (torch.randn(total, 2, 64).half() for total in (120, 190, 190))
+    q, k, v = (torch.randn(total, 2, 64).half() for total in (120, 183, 183))  # 20 rows belong to no sequence
     offsets = cumulative([5, 65, 0, 30]), cumulative([20, 70, 3, 90])
     options = {"causal": True, "return_lse": True}
     out, lse = faops.attention_varlen(q, k, v, *offsets, 65, 90, backend=BACKEND, **options)
-    exact, exact_lse = reference.attention_varlen(q, k, v, *offsets, causal=True)
-    torch.testing.assert_close(out.double(), exact, atol=2e-3, rtol=2e-3)
-    torch.testing.assert_close(lse.double(), exact_lse, atol=1e-5, rtol=1e-5)
+    exact, exact_lse = reference.attention_varlen(q[:100], k, v, *offsets, causal=True)
+    torch.testing.assert_close(out[:100].double(), exact, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(lse[:, :100].double(), exact_lse, atol=1e-5, rtol=1e-5)
     assert torch.equal(out[100:], torch.zeros(20, 2, 64).half())
     assert torch.equal(lse[:, 100:], torch.full((2, 20), -math.inf))
 

@@ -51,11 +51,11 @@ def test_any_call_meets_the_oracle(card, features, M, N, heads, batch, number) -
 @lawful
 @given(cards, st.integers(1, 200), st.integers(1, 200), seeds)
 def test_results_do_not_depend_on_the_config(card, M, N, number) -> None:  # type: ignore[no-untyped-def]
-    """Nor do dropout masks: with the values constant, out is the share of probability that was kept."""
+    """Nor do dropout masks, which would change out by far more than rounding."""
     torch.manual_seed(number)
     random.seed(number)
     shape = {"batch": 1, "heads_q": 2, "heads_kv": 2, "seqlen_q": M, "seqlen_k": N, "head_dim": 32, "head_dim_v": 32}
-    case = make_case("causal", "dropout", dtype=HALF, **shape)
+    case = make_case("dropout", dtype=HALF, **shape)
     case.options["dropout_p"] = 0.3
     inputs = make_inputs(case)
     results = []

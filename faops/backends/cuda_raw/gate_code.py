@@ -34,6 +34,7 @@ NARROW_LOADS: dict[str, frozenset[int]] = {
     "varlen": frozenset({4}),
 }
 LSE_BYTES = 4
+DEFAULT_WARPS = 8  # that a multiprocessor has room for with the default tiles up to head dim 128
 # Zeros for the rows behind the last sequence are written one element at a time: there are few.
 NARROW_STORES: dict[str, frozenset[int]] = {"varlen": frozenset({2})}
 
@@ -97,16 +98,14 @@ def blocks_per_unit(case: Case, registers: int, shared: int, threads: int) -> in
 
 
 def wanted_blocks(case: Case) -> int:
-    """Blocks a multiprocessor must have room for.
+    """Blocks a multiprocessor must have room for: one lets a kernel run, and the default tiles up to head dim 128 leave
+    room for two, so that one block's products fill the other's waits.
 
-    One lets a kernel run. The default tiles leave room for two up to head dim 128, so that one block's products fill
-    the other's waits. Turing's large tile beyond head dim 64 does not: its 64 KiB of shared memory cannot hold two
-    blocks of 128 rows, and 64 rows would read twice the shared memory for each product, which is what limits it.
+    Eight warps do that as well, two for each of the four schedulers, and may come as one block.
     """
     if case.head_dim > 128 or case.config not in default_configs(case.target, case.head_dim, case.feature):
         return 1
-    turing = cuda_number(case.target.name) == 75
-    return 1 if turing and case.head_dim > 64 and case.config["tile_m"] == 128 else 2
+    return max(1, DEFAULT_WARPS // case.config.integer("warps"))
 
 
 def _up(size: int, step: int) -> int:

@@ -29,6 +29,12 @@ def _driver() -> Any:
     return importlib.import_module("cupy_backends.cuda.api.driver")
 
 
+def _make_current(index: int) -> None:
+    """Make torch's context of a device current in this thread; torch leaves that to the first call that needs one."""
+    _driver()
+    importlib.import_module("cupy_backends.cuda.api.runtime").setDevice(index)
+
+
 class Function:
     """A kernel loaded on one device."""
 
@@ -58,6 +64,10 @@ class Function:
         )
 
 
+# The device whose context this thread made current last. A new thread has none until a call of the CUDA runtime asks for
+# one, and the driver's calls do not.
+_thread = threading.local()
+
 _functions: dict[tuple[int, str, int], Function] = {}
 _loading = threading.Lock()
 
@@ -73,6 +83,9 @@ def launch(kernel: Specialised, operands: Operands) -> None:
 
 
 def _launch(kernel: Specialised, operands: Operands, index: int) -> None:
+    if getattr(_thread, "device", None) != index:
+        _make_current(index)
+        _thread.device = index
     key = (index, kernel.source.digest(), kernel.shared_bytes)
     function = _functions.get(key)
     if function is None:

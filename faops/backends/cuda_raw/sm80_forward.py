@@ -31,9 +31,9 @@ class Sm80Forward(RawForward):
         if head_dim <= 96:
             return make_config(128, 64, warps=4, stages=1, q_in_registers=False)
         if head_dim <= 128:
-            # With 99 KiB of shared memory a block of 128 x 64 would be alone on its multiprocessor.
-            tile_n = 32 if device.shared_bytes <= SMALL_SHARED else 64
-            return make_config(128, tile_n, warps=4, stages=1, q_in_registers=False)
+            # Two blocks to a multiprocessor. 64 keys a tile would need a few registers more than there are.
+            stages = 1 if device.shared_bytes <= SMALL_SHARED else 2
+            return make_config(128, 32, warps=4, stages=stages, q_in_registers=False)
         return self.small_tiles(head_dim)
 
     def small_tiles(self, head_dim: int) -> Config:

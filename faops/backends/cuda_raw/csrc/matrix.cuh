@@ -28,14 +28,14 @@ struct Queries {
             }
         }
     }
-    DEVICE void read(u32 (&into)[ROW_BLOCKS][4], int k) const {
+    DEVICE void read(u32 (&into)[ROW_BLOCKS][4], const LaneBlocks<QueryTile>& now, int k) const {
         UNROLL
         for (int m = 0; m < ROW_BLOCKS; ++m) {
             if constexpr (Q_IN_REGISTERS) {
                 UNROLL
                 for (int i = 0; i < 4; ++i) into[m][i] = fragments[k][m][i];
             } else {
-                ldmatrix(into[m], tile + lane.at(m, k));
+                ldmatrix(into[m], tile + now.at(m, k));
             }
         }
     }
@@ -56,14 +56,16 @@ struct Keys {
                 for (int i = 0; i < 4; ++i) scores[m][n][i] = 0;
             }
         }
+        const auto now = lane.anew();
+        const auto queries_now = queries.lane.anew();
         UNROLL
         for (int k = 0; k < DEPTHS; ++k) {
             u32 a[ROW_BLOCKS][4];
-            queries.read(a, k);
+            queries.read(a, queries_now, k);
             UNROLL
             for (int n = 0; n < KEY_BLOCKS / 2; ++n) {
                 u32 b[4];
-                ldmatrix(b, tile + lane.at(n, k));
+                ldmatrix(b, tile + now.at(n, k));
                 UNROLL
                 for (int m = 0; m < ROW_BLOCKS; ++m) {
                     multiply_add(scores[m][2 * n], a[m], b[0], b[1]);
@@ -81,6 +83,7 @@ struct Values {
     DEVICE Values() : lane(lane_index() % 16, lane_index() / 16) {}
 
     DEVICE void multiply(Rows& rows, const Scores& probabilities, u32 tile) const {
+        const auto now = lane.anew();
         UNROLL
         for (int k = 0; k < KEY_BLOCKS / 2; ++k) {
             u32 a[ROW_BLOCKS][4];
@@ -95,7 +98,7 @@ struct Values {
             UNROLL
             for (int n = 0; n < OUT_BLOCKS / 2; ++n) {
                 u32 b[4];
-                ldmatrix_transposed(b, tile + lane.at(k, n));
+                ldmatrix_transposed(b, tile + now.at(k, n));
                 UNROLL
                 for (int m = 0; m < ROW_BLOCKS; ++m) {
                     multiply_add(rows.out[m][2 * n], a[m], b[0], b[1]);

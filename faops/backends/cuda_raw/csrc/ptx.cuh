@@ -29,7 +29,12 @@ DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int lane_index() { return threadIdx.x & 31; }
 // The same for all lanes of a warp; read through a shuffle so that the compiler knows it.
 DEVICE int warp_index() { return __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0); }
-DEVICE u32 block_index() { return blockIdx.x; }
+// Read anew at every call, so that what follows from it can be computed twice instead of kept.
+DEVICE u32 block_index() {
+    u32 index;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+    return index;
+}
 DEVICE u32 block_count() { return gridDim.x; }
 
 // ---- Waiting for each other
@@ -68,7 +73,18 @@ DEVICE T load_global(const T* address) {
 }
 template <typename T>
 DEVICE void store_global(T* address, T value) {
-    *address = value;
+    // Said in PTX, since the compiler takes a struct apart into words.
+    if constexpr (sizeof(T) == 16) {
+        const Vec4& words = reinterpret_cast<const Vec4&>(value);
+        asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(words.x), "r"(words.y),
+                     "r"(words.z), "r"(words.w)
+                     : "memory");
+    } else if constexpr (sizeof(T) == 8) {
+        const Vec2& words = reinterpret_cast<const Vec2&>(value);
+        asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(words.x), "r"(words.y) : "memory");
+    } else {
+        *address = value;
+    }
 }
 
 // The same address, computed here and now: kept from the compiler's eyes, which would otherwise carry every address of an
@@ -76,6 +92,10 @@ DEVICE void store_global(T* address, T value) {
 template <typename T>
 DEVICE const T* computed_here(const T* address) {
     asm volatile("" : "+l"(address));
+    return address;
+}
+DEVICE u32 computed_here(u32 address) {
+    asm volatile("" : "+r"(address));
     return address;
 }
 

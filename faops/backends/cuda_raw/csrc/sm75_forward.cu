@@ -69,8 +69,9 @@ KERNEL void LAUNCH_BOUNDS(THREADS, 1) attention_forward(const GRID_CONSTANT Para
         if (block > work.first_block) key_copy.store(key_tile);
     }
 
+    const Work work_again(params);  // rather than held in registers throughout the loop
     float lse[ROW_BLOCKS][2];
-    rows.finish(lse, params, work, logits.factor);
+    rows.finish(lse, params, work_again, logits.factor);
     sync_block();
-    store_result(rows, lse, params, work, shared);
+    store_result(rows, lse, params, work_again, shared);
 }

@@ -102,9 +102,10 @@ KERNEL void LAUNCH_BOUNDS(THREADS, 1) attention_forward(const GRID_CONSTANT Para
         values.multiply(rows, scores, ring.value_slot(i));
     }
 
+    const Work work_again(params);  // rather than held in registers throughout the loop
     float lse[ROW_BLOCKS][2];
-    rows.finish(lse, params, work, logits.factor);
+    rows.finish(lse, params, work_again, logits.factor);
     copy_async_wait<0>();
     sync_block();
-    store_result(rows, lse, params, work, shared);
+    store_result(rows, lse, params, work_again, shared);
 }

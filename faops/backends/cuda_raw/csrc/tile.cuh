@@ -33,6 +33,12 @@ struct LaneBlocks {
     DEVICE LaneBlocks(int row, int chunk) : row_start(row * T::ROW_BYTES), place((chunk ^ T::twist(row)) * 16) {
         if constexpr (T::SPREAD == 8) place += row_start;
     }
+    // The same, with nothing of what `at` computes kept from an earlier product.
+    DEVICE LaneBlocks anew() const {
+        LaneBlocks copy = *this;
+        copy.place = computed_here(copy.place);
+        return copy;
+    }
     // Block column k (of 16 elements) of the block row that starts at row 16 * block.
     DEVICE u32 at(int block, int k) const {
         u32 address = place ^ ((k & 3) * 32);

@@ -50,6 +50,7 @@ template <typename T>
 DEVICE const T* computed_here(const T* address) {
     return address;
 }
+DEVICE u32 computed_here(u32 address) { return address; }
 
 // ---- Shared memory
 

@@ -1,0 +1,145 @@
+"""Everything there is to find out on an NVIDIA GPU, in one command and without supervision.
+
+    python -m benchmarks.gpu_suite                        everything; some 25 minutes
+    python -m benchmarks.gpu_suite --quick                a look in some minutes; results go to build/benchmarks
+    python -m benchmarks.gpu_suite --only wrappers        one section; may be given several times
+    python -m benchmarks.gpu_suite --emulate a100 --only wrappers     the same kernels in the emulator, without a GPU
+
+Sections: "wrappers" tries each wrapper of csrc/ptx.cuh by itself and records the answers, which tests later hold the
+emulator against; "correctness" holds every kernel and config to the accuracy rule; "graph" captures CUDA graphs and
+launches from streams and threads; "timing" measures against PyTorch's kernels. What goes wrong is collected: nothing
+stops the rest. Exit status: 0 all well, 1 something was wrong, 2 there is nothing to run on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import record
+from benchmarks.gpu import compiling, fixtures, report
+from benchmarks.gpu.options import SECTIONS, Options
+from benchmarks.gpu.outcome import Outcome
+from benchmarks.gpu.supervisor import Section
+from benchmarks.gpu.wrappers import ANSWER
+from faops.architectures import KNOWN_DEVICES
+from faops.autotune.files import write_whole
+from faops.backends.cuda_raw import emulator, nvrtc, targets
+from faops.device import DeviceProfile, detect, known
+
+NAME = "gpu"
+BUDGET = 1500.0
+# Parts of the time left that the sections may take, weighed against those still to come.
+WEIGHTS = {"wrappers": 2.0, compiling.SECTION: 4.0, "correctness": 6.0, "graph": 2.0, "timing": 10.0}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parsed = _parse(arguments)
+    if reason := unusable(parsed.emulate):
+        print(reason, file=sys.stderr)
+        return 2
+    profile = known(parsed.emulate) if parsed.emulate else detect("cuda")
+    options = Options(parsed.quick, parsed.emulate, parsed.seed)
+    result = record.header(NAME, "cpu" if parsed.emulate else "cuda", seed=parsed.seed, quick=parsed.quick)
+    result["emulated"] = parsed.emulate
+    result["software"] = _software(parsed.emulate)
+    print(report.heading(profile, result), flush=True)
+    sections = [section for section in SECTIONS if not parsed.only or section in parsed.only]
+    if "correctness" in sections and not parsed.emulate:
+        sections.insert(sections.index("correctness"), compiling.SECTION)
+    deadline = time.time() + parsed.budget
+    outcomes: list[Outcome] = []
+    folder = parsed.out
+    for index, section in enumerate(sections):
+        print(f"\n== {section}", flush=True)
+        until = time.time() + (deadline - time.time()) * _share(sections[index:])
+        outcomes += _run(section, options, profile, until, parsed.jobs)
+        if section == "wrappers" and not parsed.emulate:
+            _record(outcomes, profile, folder)
+        _write(result, outcomes, folder, parsed)  # after each: an interrupted run keeps what it has
+    print(f"\n{report.table(outcomes)}")
+    return int(any(outcome.bad for outcome in outcomes))
+
+
+def unusable(card: str) -> str:
+    """Why the suite cannot run here, on the emulated ``card`` or else on a CUDA device; "" if it can."""
+    if card:
+        return emulator.missing() or ""
+    if not torch.cuda.is_available() or torch.version.hip:
+        return "no NVIDIA GPU: torch.cuda sees none. --emulate a100 runs the same kernels on the CPU, slowly"
+    return nvrtc.probe()
+
+
+def _run(section: str, options: Options, profile: DeviceProfile, until: float, jobs: int) -> list[Outcome]:
+    if section == compiling.SECTION:
+        kernels = compiling.sources(options, profile)
+        return compiling.compile_all(kernels, profile.arch, jobs, until, report.show)
+    return Section(section, options, until, report.show).run()
+
+
+def _share(sections: Sequence[str]) -> float:
+    """The part of the time left that the first of ``sections`` may take."""
+    return WEIGHTS[sections[0]] / sum(WEIGHTS[section] for section in sections)
+
+
+def _record(outcomes: Sequence[Outcome], profile: DeviceProfile, out: Path | None) -> None:
+    """Keep what the device answered to the micro-tests."""
+    answers = {outcome.name: outcome.data[ANSWER] for outcome in outcomes if ANSWER in outcome.data}
+    for path in fixtures.write(out / "fixtures" if out else fixtures.FOLDER, profile, answers):
+        print(f"recorded {path}")
+
+
+def _write(result: dict[str, Any], outcomes: Sequence[Outcome], out: Path | None, parsed: argparse.Namespace) -> None:
+    result["outcomes"] = [report.entry(outcome) for outcome in outcomes]
+    result["seconds"] = round(sum(outcome.seconds for outcome in outcomes), 1)
+    if out is None:
+        print(record.write(result, quick=parsed.quick or bool(parsed.only) or bool(parsed.emulate)))
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / f"{NAME}.json", record.compact(result) + "\n")
+    print(out / f"{NAME}.json")
+
+
+def _software(card: str) -> dict[str, str]:
+    """Versions that decide what runs, beside torch's."""
+    driver = targets.driver_cuda_version()
+    return {
+        "nvrtc": "" if card else nvrtc.version_text(),
+        "driver_cuda": "" if driver is None else "{}.{}".format(*driver),
+        "torch_cuda": torch.version.cuda or "",
+        "cudnn": "" if card else str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+    }
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    cards = [name for name, device in KNOWN_DEVICES.items() if device.arch.startswith("sm_")]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer configs, shapes and samples")
+    parser.add_argument("--only", action="append", choices=SECTIONS, help="a section to run (default: all)")
+    parser.add_argument("--out", type=Path, help="folder for results and recorded answers")
+    parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS",
+                        help=f"begin nothing new after that time (default {BUDGET:g})")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=None, help="of all random inputs (default: a new one)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
+    parser.add_argument("--emulate", default="", choices=cards, metavar="CARD",
+                        help=f"run in the emulator as one of {', '.join(cards)}")  # fmt: skip
+    parsed = parser.parse_args(arguments)
+    if parsed.budget <= 0 or parsed.jobs < 1:
+        parser.error("--budget and --jobs must be positive")
+    if parsed.seed is None:
+        parsed.seed = secrets.randbelow(2**31)
+    return parsed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
