@@ -73,3 +73,11 @@ class CompileError(FaopsError, RuntimeError):
 
 class UnavailableError(FaopsError, RuntimeError):
     """A kernel that accepted a problem turned out unable to run on this machine; the call goes to the next one."""
+
+
+class CaptureError(FaopsError, RuntimeError):
+    """A kernel was called for the first time while a CUDA graph was being captured, and cannot be loaded then."""
+
+
+class LaunchError(FaopsError, RuntimeError):
+    """The driver refused a launch: because of the launch, or of an earlier kernel that went wrong on the device."""

@@ -17,7 +17,7 @@ import torch
 from faops.backends.cuda_raw import cubin_cache, nvrtc, targets
 from faops.backends.cuda_raw.specialize import Operands, Specialised
 from faops.backends.cuda_raw.targets import Target
-from faops.errors import UnavailableError
+from faops.errors import CaptureError, LaunchError, UnavailableError
 
 DEFAULT_SHARED = 48 * 1024  # bytes a block may have without being asked for
 
@@ -52,20 +52,25 @@ class Function:
             version, made = targets.driver_cuda_version(), nvrtc.version()
             reason = targets.driver_reason(made, version, compiled.kind) if version else ""
             raise UnavailableError(f"the driver does not load {target} code of NVRTC: {reason or error}") from error
+        self.name = kernel.source.name
         self.threads = kernel.source.threads
         self.shared_bytes = kernel.shared_bytes
 
     def __call__(self, grid: int, stream: int, packed: bytearray) -> None:
         """Enqueue ``grid`` blocks on ``stream``; the driver copies the parameters before this returns."""
+        driver = _driver()
         argument = ctypes.addressof((ctypes.c_char * len(packed)).from_buffer(packed))
         arguments = ctypes.c_void_p(argument)
-        _driver().launchKernel(
-            self.handle, grid, 1, 1, self.threads, 1, 1, self.shared_bytes, stream, ctypes.addressof(arguments), 0
-        )
+        try:
+            driver.launchKernel(
+                self.handle, grid, 1, 1, self.threads, 1, 1, self.shared_bytes, stream, ctypes.addressof(arguments), 0
+            )
+        except driver.CUDADriverError as error:
+            raise LaunchError(f"the driver refused to launch {self.name}: {error}") from error
 
 
-# The device whose context this thread made current last. A new thread has none until a call of the CUDA runtime asks for
-# one, and the driver's calls do not.
+# The device whose context this thread made current last. A new thread has none until a call of the CUDA runtime asks
+# for one, and the driver's calls do not.
 _thread = threading.local()
 
 _functions: dict[tuple[int, str, int], Function] = {}
@@ -97,7 +102,7 @@ def _launch(kernel: Specialised, operands: Operands, index: int) -> None:
 
 def _load(key: tuple[int, str, int], kernel: Specialised, index: int) -> Function:
     if torch.cuda.is_current_stream_capturing():
-        raise UnavailableError("a kernel cannot be loaded while a CUDA graph is captured: run the call once before")
+        raise CaptureError("a kernel cannot be loaded while a CUDA graph is captured: run the call once before")
     major, minor = torch.cuda.get_device_capability(index)
     function = _functions[key] = Function(kernel, nvrtc.target_of(f"sm_{major}{minor}"))
     return function

@@ -32,12 +32,14 @@ class Sm75Forward(RawForward):
             )
 
     def large_tiles(self, head_dim: int, device: DeviceProfile) -> Config:
-        """Two blocks to a multiprocessor's 64 KiB; 32 rows a warp where that leaves room for it.
+        """Eight warps to a multiprocessor; 32 rows a warp where two such blocks fit its registers and 64 KiB.
 
         With 16 rows a warp the fragments keep shared memory, 64 bytes a clock here, as busy as the tensor cores.
         """
         if head_dim <= 64:
             return make_config(128, 64, warps=4, stages=1, q_in_registers=True)
+        if head_dim <= 128:
+            return make_config(128, 64, warps=8, stages=1, q_in_registers=True)
         return self.small_tiles(head_dim)
 
     def small_tiles(self, head_dim: int) -> Config:
