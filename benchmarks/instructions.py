@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     result = record.header(NAME, target=str(TARGET), dtype="float16", causal=True)
     result["device"]["folder"] = FOLDER
+    result["command"] = "python -m benchmarks.instructions" + (" --peer DIR --cutlass DIR" if options.peer else "")
     result["versions"] |= {"nvrtc": nvrtc.version_text(), "nvdisasm": sass.version()}
     result["kernels"] = list(ours())
     if options.peer:

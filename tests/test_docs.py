@@ -29,7 +29,7 @@ else:
     import tomli as tomllib  # a dependency of pytest on such a Python
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 QUICK = ("README.md", "docs/semantics.md")  # pages whose Python blocks run in a few seconds
 FILE_COMMENT = re.compile(r"# (\w+\.py)\n")
@@ -74,7 +74,8 @@ def test_links_resolve(name: str) -> None:
 
 def test_the_index_links_every_page() -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", text_of("docs/index.md"))
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= set(links)
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert pages - {"index.md"} <= set(links)
 
 
 def test_readme_begins_with_the_two_commands() -> None:

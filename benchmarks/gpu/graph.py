@@ -20,7 +20,7 @@ from faops.backends.cuda_raw.launch import launch
 from faops.backends.cuda_raw.space import make_config
 from faops.backends.cuda_raw.specialize import specialise
 from faops.device import detect
-from faops.errors import UnavailableError
+from faops.errors import CaptureError
 from faops.registry import Config
 
 DEVICE = "cuda"
@@ -117,9 +117,9 @@ def loading_under_capture(family: str, seed: int) -> None:
         marker = torch.ones(1, device=DEVICE)
         try:
             run(call)
-        except UnavailableError as error:
+        except CaptureError as error:
             said = str(error)
-    assert "captured" in said, f"expected an UnavailableError that speaks of capturing, got {said!r}"
+    assert "captured" in said, f"expected a CaptureError that speaks of capturing, got {said!r}"
     graph.replay()
     assert marker.item() == 1.0
     run(call)

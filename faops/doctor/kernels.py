@@ -72,7 +72,10 @@ def check_kernel(kernel: Kernel) -> Result:
         if not outcome.passed:
             return fail(f"wrong result: {details[-1]}", fix=REINSTALL)
     if not details:
-        return skipped("accepts no small problem on a device of this machine", *dict.fromkeys(refusals))
+        reasons = list(dict.fromkeys(refusals))
+        if len(reasons) == 1:
+            return skipped(f"does not run here: {reasons[0]}", *reasons)
+        return skipped("accepts no small problem on a device of this machine", *reasons)
     return ok(details[0], *details[1:])
 
 

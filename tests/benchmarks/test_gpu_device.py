@@ -18,7 +18,7 @@ from benchmarks.gpu.outcome import SkipError, WrongError
 from faops.backends.cuda_raw import emulator, nvrtc
 from faops.backends.cuda_raw.specialize import Operands, Specialised
 from faops.device import known
-from faops.errors import UnavailableError
+from faops.errors import CaptureError
 
 A100 = known("a100")
 SHAPE = Shape(48, 32, True, "float16")
@@ -54,7 +54,7 @@ class FakeCuda:
     def launch(self, kernel: Specialised, operands: Operands) -> None:
         if self.capture is not None:
             if kernel.source.digest() not in self.loaded:
-                raise UnavailableError("a graph is being captured")
+                raise CaptureError("a graph is being captured")
             self.capture.append((kernel, operands))
             return
         self.loaded.add(kernel.source.digest())
@@ -135,7 +135,7 @@ def test_launching_items(cuda: FakeCuda, item: Any) -> None:
 
 def test_a_capture_that_loads_is_found(cuda: FakeCuda) -> None:
     cuda.loaded = _Everything()
-    with pytest.raises(AssertionError, match="UnavailableError"):
+    with pytest.raises(AssertionError, match="CaptureError"):
         graph.loading_under_capture("sm80", 1)
 
 

@@ -112,6 +112,7 @@ class FakeDriver:
         self.attributes.append((function, attribute, value))
 
     def launchKernel(self, function: int, *numbers: int) -> None:  # noqa: N802
+        self._may_fail("launchKernel")
         assert (threading.get_ident(), self.current) in self.contexts, "no context is current in this thread"
         *sizes, shared_bytes, stream, arguments, extra = numbers
         first = ctypes.c_uint64.from_address(arguments).value  # an array of one pointer, to the struct

@@ -21,7 +21,7 @@ from faops.backends.cuda_raw.source import CSRC
 from faops.backends.cuda_raw.space import make_config
 from faops.backends.cuda_raw.specialize import Operands
 from faops.device import known
-from faops.errors import FaopsWarning, NoKernelError, UnavailableError
+from faops.errors import CaptureError, FaopsWarning, LaunchError, NoKernelError, UnavailableError
 from tests.cuda_raw.fake_driver import STREAM, FakeDriver, ParamsStruct, install, on_card
 
 CPU, A100 = torch.device("cpu"), known("a100")
@@ -170,7 +170,7 @@ def test_large_shared_memory_is_asked_for(driver: FakeDriver, head_dim: int, ask
 
 def test_loading_under_capture_is_refused(driver: FakeDriver) -> None:
     driver.capturing = True
-    with pytest.raises(UnavailableError, match=r"captured.* run the call once before"):
+    with pytest.raises(CaptureError, match=r"captured.* run the call once before"):
         go(make_call())
     assert not driver.loaded and not driver.launched
     driver.capturing = False
@@ -190,6 +190,15 @@ def test_driver_error_while_loading(driver: FakeDriver, function: str, monkeypat
     driver.fail = ""
     go(make_call(head_dim=256, tile_n=64))  # nothing half loaded is kept
     assert len(driver.launched) == 1
+
+
+def test_driver_error_while_launching(driver: FakeDriver) -> None:
+    driver.fail = "launchKernel"
+    with pytest.raises(LaunchError, match=r"refused to launch .*CUDA_ERROR_FROM_launchKernel"):
+        go(make_call())
+    driver.fail = ""
+    go(make_call())
+    assert len(driver.loaded) == 1 and len(driver.launched) == 1
 
 
 def test_driver_error_of_an_old_driver(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +265,16 @@ def test_forced_backend_raises(a_card: FakeDriver) -> None:
     for _ in range(2):
         with pytest.raises(NoKernelError, match=r"cuda_raw\.sm80_forward: .*CUDA_ERROR_FROM_moduleLoadData"):
             first("cuda_raw.sm80_forward")
+
+
+def test_first_call_under_capture(preferred: FakeDriver) -> None:
+    """It is refused, no other kernel takes its place, and the kernel serves the next call."""
+    preferred.capturing = True
+    with pytest.raises(CaptureError, match="run the call once before"):
+        first()
+    preferred.capturing = False
+    first()
+    assert len(preferred.launched) == 1
 
 
 def test_call_reaches_the_driver(preferred: FakeDriver) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from faops.backends.cuda_raw import host
 from faops.backends.cuda_raw.source import CSRC
-from faops.backends.cuda_raw.space import Family, halved, space
+from faops.backends.cuda_raw.space import MATRIX_ROWS, Family, halved, space
 from faops.device import DeviceProfile
 from faops.inputs import AttentionInputs
 from faops.layout import empty_lse, empty_out
@@ -79,7 +79,8 @@ class RawForward(Kernel):
             return small
         # What these need beside the scores no longer fits the registers next to the largest tiles.
         crowded = problem.dropout or problem.bias or problem.mask or problem.layout == "varlen"
-        return halved(large) if crowded and large != small else large
+        rows = large.integer("tile_m") // large.integer("warps")
+        return halved(large) if crowded and rows > MATRIX_ROWS else large
 
     def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         target = host.target_device(device)
