@@ -10,13 +10,11 @@ SECTIONS = ("wrappers", "correctness", "graph", "timing")
 
 @dataclass(frozen=True)
 class Options:
-    """``card`` is an emulated card's short name, or "" for the CUDA device. ``fixtures`` is where answers of the
-    micro-tests are recorded; "" keeps none. ``seed`` draws all random inputs."""
+    """``card`` is an emulated card's short name, or "" for the CUDA device. ``seed`` draws all random inputs."""
 
     quick: bool = False
     card: str = ""
     seed: int = 0
-    fixtures: str = ""
 
     def text(self) -> str:
         return json.dumps(asdict(self))

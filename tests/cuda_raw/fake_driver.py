@@ -128,6 +128,7 @@ class FakeDriver:
 
     def make_current(self, index: int) -> None:
         self.contexts.append((threading.get_ident(), index))
+        self.current = index  # as the runtime does
 
     def compile(self, source: Source, target: Target) -> Compiled:
         image = f"{target}:{source.digest()}".encode()

@@ -316,8 +316,10 @@ def test_struct_is_what_a_compiler_makes_of_the_header(tmp_path: Path) -> None:
     assert compiled.pop("sizeof") == params.SIZE
     assert compiled == {name: getattr(ParamsStruct, name).offset for name in params.NAMES}
     assert [compiled[name] for name in params.POINTERS] == list(params.POINTER_OFFSETS)
-    # Every member, and no other, is where pack puts it.
-    for name, kind, _ in params.FIELDS:
+    # Every member, and no other, is where pack puts it, and is as wide as what pack writes.
+    codes = {"i64": "q", "int": "i", "float": "f", "u32": "I"}
+    for name, kind, code in params.FIELDS:
+        assert code == ("Q" if kind.endswith("*") else codes[kind]), name
         packed = params.pack({name: 1})
         found = ParamsStruct.from_buffer_copy(packed)
         assert [other for other in params.NAMES if getattr(found, other)] == [name], (name, kind)
