@@ -47,6 +47,11 @@ class Case:
         return device_of(self.target)
 
     @property
+    def is_default(self) -> bool:
+        """Whether the kernel takes this config unless tuned."""
+        return self.config in default_configs(self.target, self.head_dim, self.feature)
+
+    @property
     def config_text(self) -> str:
         """The config in short: rows x keys, warps, stages, and Q where the queries stay in registers."""
         tile = "{}x{}".format(self.config["tile_m"], self.config["tile_n"])

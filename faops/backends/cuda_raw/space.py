@@ -93,12 +93,12 @@ def is_legal(family: Family, config: Config, head_dim: int, head_dim_v: int, dev
 
 def space(family: Family, head_dim: int, head_dim_v: int, device: DeviceProfile) -> list[Config]:
     """The legal configs, in a fixed order."""
-    stages = (1, 2, 3) if family.asynchronous else (1,)
+    wide = max(head_dim, head_dim_v) > 128  # fewer keys a tile fit, and still fill it
     candidates = (
-        make_config(tile_m, tile_n, warps, stage, q_in_registers)
+        make_config(tile_m, tile_n, warps, stages, q_in_registers)
         for tile_m, warps in ((64, 4), (128, 4), (128, 8), (64, 2))
-        for tile_n in (16, 32, 64, 128)
-        for stage in stages
+        for tile_n in ((16, 32, 64) if wide else (32, 64, 128))
+        for stages in ((1, 2) if family.asynchronous else (1,))
         for q_in_registers in (True, False)
     )
     return [config for config in candidates if is_legal(family, config, head_dim, head_dim_v, device)]
