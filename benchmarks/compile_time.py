@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import record
 from faops.backends.cuda_raw import cubin_cache, nvrtc
-from faops.backends.cuda_raw.gate_cases import TARGETS, Case, default_configs
+from faops.backends.cuda_raw.gates.cases import TARGETS, Case, default_configs
 from faops.backends.cuda_raw.source import Source
 from faops.backends.cuda_raw.targets import Target
 

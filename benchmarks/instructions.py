@@ -29,8 +29,9 @@ from typing import Any
 import torch
 
 from benchmarks import record
-from faops.backends.cuda_raw import cubin_cache, nvrtc, sass
-from faops.backends.cuda_raw.gate_cases import Case, default_configs
+from faops.backends.cuda_raw import cubin_cache, nvrtc
+from faops.backends.cuda_raw.gates import sass
+from faops.backends.cuda_raw.gates.cases import Case, default_configs
 from faops.backends.cuda_raw.source import ENTRY
 from faops.backends.cuda_raw.targets import Target
 

@@ -7,10 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from faops.backends.cuda_raw import emulator, gates, sass
-from faops.backends.cuda_raw.gate_cases import FEATURES, HEAD_DIMS, TARGETS, Case, default_configs, everything
-from faops.backends.cuda_raw.gate_code import blocks_per_unit, check_code, matrix_opcode, predicted_products
-from faops.backends.cuda_raw.gate_counts import check_counts, visible_blocks
+from faops.backends.cuda_raw import emulator
+from faops.backends.cuda_raw.gates import command as gates
+from faops.backends.cuda_raw.gates import sass
+from faops.backends.cuda_raw.gates.cases import FEATURES, HEAD_DIMS, TARGETS, Case, default_configs, everything
+from faops.backends.cuda_raw.gates.code import (
+    MARGIN_SPILL_BYTES,
+    blocks_per_unit,
+    check_code,
+    matrix_opcode,
+    predicted_products,
+)
+from faops.backends.cuda_raw.gates.counts import check_counts, visible_blocks
 from faops.backends.cuda_raw.space import SM75, SM80, make_config
 from faops.backends.cuda_raw.specialize import Specialised
 from faops.backends.cuda_raw.targets import Target
@@ -111,8 +119,9 @@ def test_tile_too_large_for_the_registers() -> None:
 
 def test_default_that_spills_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few registers, which the tuning space allows for its largest tiles, are too many for a default."""
-    case = Case(Target("sm_100"), make_config(128, 128, warps=4, stages=1, q_in_registers=False), 64, torch.float16)
-    assert check_code(case).figures["spill_bytes"] > 0
+    spilling = make_config(128, 32, warps=4, stages=1, q_in_registers=False)
+    case = Case(Target("sm_90a"), spilling, 160, torch.float16)
+    assert 0 < check_code(case).figures["spill_bytes"] <= 2 * MARGIN_SPILL_BYTES  # stores and loads
     assert not check_code(case).failures
     monkeypatch.setattr(Case, "is_default", True)
     assert any("bytes of spill stores" in failure for failure in check_code(case).failures)
@@ -255,7 +264,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_command_fails_with_a_kernel(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("faops.backends.cuda_raw.gate_code.wanted_blocks", lambda case: 4)
+    monkeypatch.setattr("faops.backends.cuda_raw.gates.code.wanted_blocks", lambda case: 4)
     arguments = ["--target", "sm_75", "--head-dim", "64", "--no-counts", "--jobs", "1"]
     assert gates.main(arguments) == 1
     printed = capsys.readouterr().out

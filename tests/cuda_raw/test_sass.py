@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from faops.backends.cuda_raw import nvrtc, sass
+from faops.backends.cuda_raw import nvrtc
+from faops.backends.cuda_raw.gates import sass
 from faops.backends.cuda_raw.source import Source
 from faops.backends.cuda_raw.targets import Target
 from faops.errors import UnavailableError

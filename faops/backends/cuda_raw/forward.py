@@ -80,7 +80,7 @@ class RawForward(Kernel):
         # What these need beside the scores no longer fits the registers next to the largest tiles.
         crowded = problem.dropout or problem.bias or problem.mask or problem.layout == "varlen"
         rows = large.integer("tile_m") // large.integer("warps")
-        return halved(large) if crowded and rows > MATRIX_ROWS else large
+        return halved(large) if crowded and rows > MATRIX_ROWS and large.integer("tile_n") > 32 else large
 
     def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         target = host.target_device(device)

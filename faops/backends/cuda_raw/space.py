@@ -81,7 +81,7 @@ def matrix_registers(family: Family, config: Config, head_dim: int, head_dim_v: 
 
 def is_legal(family: Family, config: Config, head_dim: int, head_dim_v: int, device: DeviceProfile) -> bool:
     """Whether the config fits ``device``, its registers as far as a count of matrix elements can tell."""
-    large = config.integer("tile_m") == 128 and config.integer("warps") == 4
+    large = config.integer("tile_m") == 128 and config.integer("warps") == 4 and config.integer("tile_n") <= 64
     allowed = family.register_limit + (family.register_margin if large else 0)
     limit = min(device.shared_bytes or device.limits.shared_per_block, device.limits.shared_per_block)
     return (
@@ -98,6 +98,7 @@ def space(family: Family, head_dim: int, head_dim_v: int, device: DeviceProfile)
         make_config(tile_m, tile_n, warps, stages, q_in_registers)
         for tile_m, warps in ((64, 4), (128, 4), (128, 8), (64, 2))
         for tile_n in ((16, 32, 64) if wide else (32, 64, 128))
+        if warps > 2 or tile_n == 32
         for stages in ((1, 2) if family.asynchronous else (1,))
         for q_in_registers in (True, False)
     )

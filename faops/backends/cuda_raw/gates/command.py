@@ -6,17 +6,17 @@ Exits with 1 when a kernel fails, with 2 when something that checking takes is m
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import get_context
 from typing import NamedTuple
 
-from faops.backends.cuda_raw import emulator, nvrtc, sass
-from faops.backends.cuda_raw.gate_cases import FEATURES, HEAD_DIMS, TARGETS, Case, GateResult, defaults, everything
-from faops.backends.cuda_raw.gate_code import check_code
-from faops.backends.cuda_raw.gate_counts import check_counts
+from faops.backends.cuda_raw import emulator, nvrtc
+from faops.backends.cuda_raw.gates import sass
+from faops.backends.cuda_raw.gates.cases import FEATURES, HEAD_DIMS, TARGETS, Case, GateResult, defaults, everything
+from faops.backends.cuda_raw.gates.code import check_code
+from faops.backends.cuda_raw.gates.counts import check_counts
 from faops.backends.cuda_raw.targets import Target
 from faops.errors import FaopsError
 
@@ -120,9 +120,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-counts", dest="counts", action="store_false", help="read the machine code only")
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
     return parser
-
-
-if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
-    sys.exit(130)

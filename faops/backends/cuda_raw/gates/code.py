@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from faops.architectures import Limits, cuda_number
-from faops.backends.cuda_raw import cubin_cache, sass
-from faops.backends.cuda_raw.gate_cases import Case, Findings, GateResult
+from faops.backends.cuda_raw import cubin_cache
+from faops.backends.cuda_raw.gates import sass
+from faops.backends.cuda_raw.gates.cases import Case, Findings, GateResult
 from faops.backends.cuda_raw.nvrtc import Compiled
 from faops.backends.cuda_raw.source import ENTRY
-from faops.backends.cuda_raw.space import MATRIX_ROWS, WARP, padded
+from faops.backends.cuda_raw.space import MATRIX_ROWS, WARP, matrix_registers, padded
 from faops.backends.cuda_raw.specialize import Specialised
 from faops.errors import CompileError
 
@@ -34,9 +35,9 @@ NARROW_LOADS: dict[str, frozenset[int]] = {
     "varlen": frozenset({4}),
 }
 LSE_BYTES = 4
-# What a thread may spill in a config of the tuning space. The largest tiles lack a few registers on some targets
-# and may be the fastest all the same, which the tuner measures. A default is used unmeasured: it may spill nothing.
-TUNED_SPILL_BYTES = 96
+# What a thread may spill in those configs of the tuning space that go above the family's limit of registers: they lack
+# a few on some targets and may be the fastest all the same, which the tuner measures. Nothing else may spill.
+MARGIN_SPILL_BYTES = 32
 DEFAULT_WARPS = 8  # that a multiprocessor has room for with the default tiles up to head dim 128
 # Zeros for the rows behind the last sequence are written one element at a time: there are few.
 NARROW_STORES: dict[str, frozenset[int]] = {"varlen": frozenset({2})}
@@ -70,10 +71,11 @@ def _check_spills(findings: Findings, case: Case, compiled: Compiled, function: 
     loop = function.loop_with("HMMA")
     inside = sum(function.count(base, loop) for base in local) if loop else 0
     findings.figures.update(registers=compiled.registers or 0, spill_bytes=stores + loads, local=sum(local.values()))
-    if case.is_default:
+    held = matrix_registers(case.family, case.config, case.head_dim, case.head_dim)
+    if case.is_default or held <= case.family.register_limit:
         holds = stores == loads == 0 and not any(local.values())
     else:
-        holds = max(stores, loads) <= TUNED_SPILL_BYTES
+        holds = max(stores, loads) <= MARGIN_SPILL_BYTES
     findings.require(
         holds,
         f"{stores} bytes of spill stores and {loads} of loads; {local['LDL']} LDL and {local['STL']} STL instructions, "

@@ -7,8 +7,8 @@ import torch
 from faops.architectures import cuda_number
 from faops.backends.cuda_raw import emulator
 from faops.backends.cuda_raw.emulator.counters import SECTOR_BYTES, Counters, GlobalSite
-from faops.backends.cuda_raw.gate_cases import Case, Findings, GateResult
-from faops.backends.cuda_raw.gate_code import predicted_products
+from faops.backends.cuda_raw.gates.cases import Case, Findings, GateResult
+from faops.backends.cuda_raw.gates.code import predicted_products
 from faops.backends.cuda_raw.space import ELEMENT
 from faops.backends.cuda_raw.specialize import Specialised, specialise
 from faops.inputs import AttentionInputs
