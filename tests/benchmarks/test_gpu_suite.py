@@ -178,7 +178,7 @@ def test_trials_cover_what_there_is() -> None:
             assert tried >= set(space(family.family, head_dim, head_dim, profile))
         assert {trial.dtype for trial in mine} == set(attention.DTYPES[name])
     assert len({trial.seed for trial in trials}) > 0.99 * len(trials)
-    assert len(correctness.trials(Options(card="a100", quick=True))) < len(trials) / 2
+    assert len(correctness.trials(Options(card="a100", quick=True))) < 0.6 * len(trials)
     assert {trial.family for trial in correctness.trials(Options(card="t4"))} == {"sm75"}
 
 
