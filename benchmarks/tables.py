@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record
+from benchmarks import kernel_tables, record
 from benchmarks.cases import FEATURES
 from faops.autotune.files import write_whole
 
@@ -131,7 +131,26 @@ def _plan(plan: dict[str, Any]) -> str:
     return f"{plan['kernel']} ({numbers})" if numbers else str(plan["kernel"])
 
 
-TABLES: dict[str, Callable[..., str]] = {"cpu": cpu, "host_time": host_time, "tuning": tuning}
+def compile_time(result: Result) -> str:
+    return grid(*kernel_tables.compile_time(result))
+
+
+def instructions(result: Result) -> str:
+    return grid(*kernel_tables.instructions(result))
+
+
+def traffic(result: Result) -> str:
+    return grid(*kernel_tables.traffic(result))
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    "cpu": cpu,
+    "host_time": host_time,
+    "tuning": tuning,
+    "compile_time": compile_time,
+    "instructions": instructions,
+    "traffic": traffic,
+}
 
 
 def source(result: Result) -> str:
