@@ -161,6 +161,8 @@ def test_warnings_are_one_line(faops: Faops, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_real_interrupt_of_a_running_command() -> None:
     code = (
+        # A test run in the background ignores the signal, and so would all that it starts.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import time, faops_cli.version as version\n"
         "from faops_cli.main import command_line\n"
         "def slow(name):\n    print('started', flush=True)\n    time.sleep(60)\n"

@@ -54,7 +54,8 @@ def test_version(faops: Faops) -> None:
     found = document(faops("version", "--json"))
     assert found["faops"] == __version__
     assert found["python"] == platform.python_version()
-    assert found["torch"] == metadata.version("torch") == torch.__version__
+    assert found["torch"] == metadata.version("torch")
+    assert torch.__version__.startswith(found["torch"])  # which may add the CUDA version it was built for
     assert found["packages"]["numpy"] == metadata.version("numpy")
     text = faops("version").stdout
     assert text.startswith("faops ")
