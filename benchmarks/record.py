@@ -79,11 +79,11 @@ def write(result: dict[str, Any], quick: bool = False) -> Path:
     return path
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A result; raises ValueError for a file of another schema."""
+def read(path: Path, schema: int = SCHEMA) -> dict[str, Any]:
+    """A result, or another file that tells its schema; raises ValueError for a file of another one."""
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if result.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema is {result.get('schema')!r}, expected {SCHEMA}")
+    if result.get("schema") != schema:
+        raise ValueError(f"{path}: schema is {result.get('schema')!r}, expected {schema}")
     return result
 
 

@@ -7,7 +7,6 @@ the digest of what was asked and the words of the answer in hexadecimal digits.
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,10 +67,7 @@ def write(folder: Path, profile: DeviceProfile, answers: Mapping[str, Mapping[st
 
 def read(path: Path) -> dict[str, Any]:
     """A recorded file; raises ValueError for one of another schema."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema is {content.get('schema')!r}, expected {SCHEMA}")
-    return content
+    return record.read(path, SCHEMA)
 
 
 def to_text(words: Words) -> list[str]:

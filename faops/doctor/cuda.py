@@ -5,13 +5,11 @@ The backend is imported inside the checks, so that a defect in it is a finding a
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 
 import torch
 
-from faops.doctor import probes
+from faops.doctor import cxx, probes
 from faops.doctor.check import Check, Result, fail, ok, skipped, warn
 
 GROUP = "cuda"
@@ -114,17 +112,7 @@ def check_compile() -> Result:
 
 def check_emulator() -> Result:
     use = "faops runs without it; only FAOPS_EMULATE needs it"
-    named = os.environ.get("CXX")
-    candidates = (named,) if named else COMPILERS
-    compiler = next((path for name in candidates if (path := probes.program(name))), None)
-    install = "xcode-select --install" if platform.system() == "Darwin" else "sudo apt-get install g++"
-    if compiler is None:
-        wanted = f"CXX={named} is not there" if named else f"none of {', '.join(COMPILERS)} is installed"
-        return warn(f"no C++ compiler for the emulator: {wanted}", use, fix="unset CXX" if named else install)
-    runs, said = probes.output_of([compiler, "--version"])
-    if not runs:
-        return warn(f"{compiler} does not run: {said}", use, fix=install)
-    return ok(f"C++ compiler {said.splitlines()[0] if said else compiler}")
+    return cxx.look("the emulator", use, COMPILERS, named_fix="unset CXX")
 
 
 def _card() -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from faops.device import detect
-from faops.doctor import probes
+from faops.doctor import cxx
 from faops.doctor.check import Check, Result, fail, ok, warn
 
 GROUP = "torch"
@@ -62,23 +62,13 @@ def check_threads() -> Result:
 def check_compile() -> Result:
     """A C++ compiler and Python's headers; compiling something would take half a minute."""
     use = "faops runs without it; only torch.compile on the CPU needs it"
-    named = os.environ.get("CXX")
-    candidates = (named,) if named else COMPILERS
-    compiler = next((path for name in candidates if (path := probes.program(name))), None)
-    if compiler is None:
-        wanted = f"CXX={named} is not there" if named else f"none of {', '.join(COMPILERS)} is installed"
-        return warn(f"no C++ compiler for torch.compile: {wanted}", use, fix=_install_compiler())
-    runs, said = probes.output_of([compiler, "--version"])
-    if not runs:
-        return warn(f"{compiler} does not run: {said}", use, fix=_install_compiler())
+    found = cxx.look("torch.compile", use, COMPILERS)
+    if found.status != "ok":
+        return found
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
         return warn(f"{header} is missing, which torch.compile includes", use, fix=_install_headers())
-    return ok(f"C++ compiler {said.splitlines()[0] if said else compiler}")
-
-
-def _install_compiler() -> str:
-    return "xcode-select --install" if platform.system() == "Darwin" else "sudo apt-get install g++"
+    return found
 
 
 def _install_headers() -> str:

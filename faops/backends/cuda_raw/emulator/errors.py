@@ -82,7 +82,7 @@ class LaunchError(FaultError):
 
 
 class UndefinedError(FaultError):
-    """UndefinedError behaviour or a bad access in the kernel's own C++, found by a sanitizer."""
+    """Undefined behaviour or a bad access in the kernel's own C++, found by a sanitizer."""
 
 
 FAULTS: dict[int, type[FaultError]] = {

@@ -1,0 +1,33 @@
+"""Looking for a C++ compiler, which several groups have a use for."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+
+from faops.doctor import probes
+from faops.doctor.check import Result, ok, warn
+
+
+def look(purpose: str, use: str, candidates: Sequence[str], named_fix: str = "") -> Result:
+    """Ok with the compiler's own name if CXX, or else one of ``candidates``, is there and runs.
+
+    ``purpose`` and ``use`` say what it is for; ``named_fix`` mends a CXX that is not there.
+    """
+    named = os.environ.get("CXX")
+    wanted = (named,) if named else candidates
+    compiler = next((path for name in wanted if (path := probes.program(name))), None)
+    if compiler is None:
+        absent = f"CXX={named} is not there" if named else f"none of {', '.join(candidates)} is installed"
+        fix = named_fix if named and named_fix else install()
+        return warn(f"no C++ compiler for {purpose}: {absent}", use, fix=fix)
+    runs, said = probes.output_of([compiler, "--version"])
+    if not runs:
+        return warn(f"{compiler} does not run: {said}", use, fix=install())
+    return ok(f"C++ compiler {said.splitlines()[0] if said else compiler}")
+
+
+def install() -> str:
+    """The command that installs one."""
+    return "xcode-select --install" if platform.system() == "Darwin" else "sudo apt-get install g++"
