@@ -23,9 +23,10 @@ from faops.backends.cuda_raw import emulator
 from faops.backends.cuda_raw.forward import RawForward
 from faops.backends.cuda_raw.sm75_forward import Sm75Forward
 from faops.backends.cuda_raw.sm80_forward import Sm80Forward
-from faops.backends.cuda_raw.specialize import Operands, specialise
+from faops.backends.cuda_raw.specialize import specialise
 from faops.device import known
 from faops.inputs import AttentionInputs
+from faops.operands import Operands
 from faops.problem import AttentionProblem, Band
 
 NAME = "traffic"

@@ -8,6 +8,7 @@ measured here.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from faops.autotune import cache
 from faops.device import DeviceProfile
 from faops.errors import ArgumentError, NoKernelError
 from faops.problem import AttentionProblem
-from faops.registry import Accepted, Config, Decision, Kernel, Rejected
+from faops.registry import Config, Decision, Kernel, Rejected
 
 Source = Literal["tuned", "nearest", "default"]
 
@@ -96,17 +97,40 @@ def _make_plan(problem: AttentionProblem, device: DeviceProfile, backend: str) -
     candidates = registry.kernels(problem.op)
     if forced:
         candidates = _forced(candidates, forced, problem)
-    decisions = {kernel: kernel.check(problem, device) for kernel in candidates}
-    accepted = [kernel for kernel, decision in decisions.items() if decision]
-    if not accepted:
-        rejections = {k.id: d.reasons for k, d in decisions.items() if isinstance(d, Rejected)}
-        raise NoKernelError(problem, device.name, rejections)
+    by_name = bool(forced) and candidates[0].matches(forced)
+    accepted = runnable(candidates, problem, device, by_name)
     if settings.get("tuning"):
         winner = cache.lookup(problem, device, accepted)
         if winner is not None:
             return Plan(winner.kernel, winner.config, winner.source, winner.detail, bool(forced))
     kernel = accepted[0]
     return Plan(kernel, kernel.default_config(problem, device), "default", "not tuned on this device", bool(forced))
+
+
+def runnable(
+    candidates: Sequence[Kernel], problem: AttentionProblem, device: DeviceProfile, forced: bool = False
+) -> list[Kernel]:
+    """The ``candidates`` that run ``problem``, in their order; without ``forced``, those that may be chosen unasked.
+
+    Raises NoKernelError, with every kernel's reasons, when there are none.
+    """
+    accepted, rejections = [], {}
+    for kernel in candidates:
+        decision = kernel.check(problem, device)
+        if isinstance(decision, Rejected):
+            rejections[kernel.id] = decision.reasons
+        elif forced or kernel.automatic(device):
+            accepted.append(kernel)
+        else:
+            rejections[kernel.id] = (f"it runs here only when asked for: {on_request(kernel)}",)
+    if not accepted:
+        raise NoKernelError(problem, device.name, rejections)
+    return accepted
+
+
+def on_request(kernel: Kernel) -> str:
+    """The argument that asks for a kernel's backend."""
+    return f'backend="{kernel.backend}"'
 
 
 def _forced(candidates: list[Kernel], backend: str, problem: AttentionProblem) -> list[Kernel]:
@@ -164,7 +188,10 @@ class Explanation:
         else:
             lines.append(f"no plan  {self.error}")
         for kernel, decision in self.decisions:
-            verdict = "accepts" if isinstance(decision, Accepted) else "; ".join(decision.reasons)
+            if isinstance(decision, Rejected):
+                verdict = "; ".join(decision.reasons)
+            else:
+                verdict = "accepts" if kernel.automatic(self.device) else f"accepts, with {on_request(kernel)} only"
             lines.append(f"  {kernel.id}: {verdict}")
         return "\n".join(lines)
 

@@ -24,7 +24,11 @@ from faops.errors import FaopsWarning
 from faops.problem import AttentionProblem, Op
 
 # Modules that register the backends built into faops; each has a function register_kernels().
-BUILTIN_BACKENDS: tuple[str, ...] = ("faops.backends.torch", "faops.backends.cuda_raw")
+BUILTIN_BACKENDS: tuple[str, ...] = (
+    "faops.backends.torch",
+    "faops.backends.cuda_raw",
+    "faops.backends.triton",
+)
 ENTRY_POINT_GROUP = "faops.backends"
 
 ConfigValue = int | str | bool
@@ -119,6 +123,10 @@ class Kernel(ABC):
     @abstractmethod
     def launch(self, inputs: Any, config: Config) -> Any:
         """Run on real tensors. Inputs and results depend on the op; see :mod:`faops.inputs`."""
+
+    def automatic(self, device: DeviceProfile) -> bool:
+        """Whether this kernel may be chosen and tuned on ``device`` unasked; if not, only a forced backend gets it."""
+        return True
 
     def source_hash(self) -> str:
         """Hash of the code whose speed the tuner measured; an entry made for other code is not served.

@@ -6,6 +6,8 @@ test's inputs depend on that seed and on the test's own name, so one test alone 
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import random
 import secrets
@@ -24,6 +26,18 @@ from faops.registry import Config
 
 # Set before pytest-xdist starts its workers, which inherit it.
 SEED = os.environ.setdefault("FAOPS_TEST_SEED", str(secrets.randbelow(2**31)))
+
+
+def _import_triton_interpreting() -> None:
+    """Triton reads TRITON_INTERPRET when it is first imported and keeps to it: whatever a test imports later, the
+    kernels of this process are interpreted. Tests of compiled kernels start processes of their own.
+    """
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
+        patch.setenv("TRITON_INTERPRET", "1")
+        importlib.import_module("triton")
+
+
+_import_triton_interpreting()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,6 +71,7 @@ def private_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """No test reads or writes the user's settings or tuning cache."""
     for name in [name for name in os.environ if name.startswith("FAOPS_") and name != "FAOPS_TEST_SEED"]:
         monkeypatch.delenv(name)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("FAOPS_CACHE_DIR", str(tmp_path / "faops-cache"))
     monkeypatch.setenv("FAOPS_CONFIG", str(tmp_path / "no-faops.yaml"))
     dispatch.forget()

@@ -15,10 +15,11 @@ from faops.api import _draw_rng
 from faops.backends.cuda_raw.forward import RawForward
 from faops.backends.cuda_raw.sm75_forward import Sm75Forward
 from faops.backends.cuda_raw.sm80_forward import Sm80Forward
-from faops.backends.cuda_raw.specialize import Operands, Specialised, specialise
+from faops.backends.cuda_raw.specialize import Specialised, specialise
 from faops.device import DeviceProfile
 from faops.inputs import AttentionInputs
 from faops.layout import empty_lse, empty_out
+from faops.operands import Operands
 from faops.problem import UNLIMITED
 from faops.registry import Config
 from tests.support import Case, Inputs, assert_accurate, make_case, make_inputs, run_reference

@@ -17,11 +17,12 @@ import faops
 from benchmarks.gpu.attention import DTYPES, FAMILIES
 from benchmarks.harness import Candidate, Phases
 from faops.backends.cuda_raw.launch import launch
-from faops.backends.cuda_raw.specialize import Operands, Specialised, specialise
+from faops.backends.cuda_raw.specialize import Specialised, specialise
 from faops.device import detect
 from faops.errors import FaopsError
 from faops.inputs import AttentionInputs
 from faops.layout import empty_out
+from faops.operands import Operands
 from faops.problem import DTYPES as TORCH_DTYPES
 from faops.registry import Config
 

@@ -14,9 +14,10 @@ from benchmarks.gpu.micro import SHARED_BYTES, UNTOUCHED, Micro, Words
 from faops.architectures import cuda_number
 from faops.backends.cuda_raw import emulator
 from faops.backends.cuda_raw.source import Source
-from faops.backends.cuda_raw.specialize import Operands, Specialised
+from faops.backends.cuda_raw.specialize import Specialised
 from faops.backends.cuda_raw.targets import OLDEST, Target
 from faops.device import DeviceProfile, detect, known
+from faops.operands import Operands
 
 MICRO_PARAMS = struct.Struct("<3Q2i")
 

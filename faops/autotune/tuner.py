@@ -25,7 +25,6 @@ from faops.autotune.synthetic import canonical
 from faops.device import DeviceProfile, detect
 from faops.errors import CacheError, FaopsError, NoKernelError, TuningError
 from faops.problem import AttentionProblem
-from faops.registry import Kernel, Rejected
 
 Kind = Literal["problem_started", "measured", "problem_done", "warm", "skipped", "failed", "waiting", "busy"]
 Status = Literal["tuned", "warm", "failed", "skipped"]
@@ -163,7 +162,7 @@ class _Run:
 
     def space(self, problem: AttentionProblem) -> Space:
         """The candidates of a problem. Raises NoKernelError when no kernel accepts it."""
-        accepted = _accepted(problem, self.profile)
+        accepted = dispatch.runnable(registry.kernels(problem.op), problem, self.profile)
         near = lookup(problem, self.profile, accepted, self.cache.root)
         return space(problem, self.profile, accepted, [Candidate(near.kernel, near.config)] if near else [])
 
@@ -265,13 +264,3 @@ class _Run:
             return entry, f"{words}; not stored: {error}"
         dispatch.forget()  # this process uses the new winner from now on
         return stored, words
-
-
-def _accepted(problem: AttentionProblem, profile: DeviceProfile) -> list[Kernel]:
-    """Kernels that run ``problem``, highest priority first. Raises NoKernelError when there are none."""
-    decisions = {kernel: kernel.check(problem, profile) for kernel in registry.kernels(problem.op)}
-    accepted = [kernel for kernel, decision in decisions.items() if decision]
-    if not accepted:
-        reasons = {k.id: d.reasons for k, d in decisions.items() if isinstance(d, Rejected)}
-        raise NoKernelError(problem, profile.name, reasons)
-    return accepted

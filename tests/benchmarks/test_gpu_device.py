@@ -16,9 +16,10 @@ from benchmarks.gpu.contenders import Shape
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.outcome import SkipError, WrongError
 from faops.backends.cuda_raw import emulator, nvrtc
-from faops.backends.cuda_raw.specialize import Operands, Specialised
+from faops.backends.cuda_raw.specialize import Specialised
 from faops.device import known
 from faops.errors import CaptureError
+from faops.operands import Operands
 
 A100 = known("a100")
 SHAPE = Shape(48, 32, True, "float16")

@@ -20,8 +20,9 @@ from benchmarks.gpu.supervisor import Section
 from faops.backends.cuda_raw import emulator, nvrtc
 from faops.backends.cuda_raw.source import Source
 from faops.backends.cuda_raw.space import space
-from faops.backends.cuda_raw.specialize import Operands, Specialised
+from faops.backends.cuda_raw.specialize import Specialised
 from faops.device import known
+from faops.operands import Operands
 from tests.support import FEATURES
 
 FAKE = "tests.benchmarks.fake_section"

@@ -17,7 +17,8 @@ from faops.backends.cuda_raw import emulator, host
 from faops.backends.cuda_raw.emulator import Report
 from faops.backends.cuda_raw.forward import RawForward
 from faops.backends.cuda_raw.source import Source
-from faops.backends.cuda_raw.specialize import Operands, Specialised
+from faops.backends.cuda_raw.specialize import Specialised
+from faops.operands import Operands
 from faops.registry import Config
 from tests.support import FEATURES, Case, check, compatible
 

@@ -19,9 +19,9 @@ from faops import dispatch, execute
 from faops.backends.cuda_raw import host, launch, params, targets
 from faops.backends.cuda_raw.source import CSRC
 from faops.backends.cuda_raw.space import make_config
-from faops.backends.cuda_raw.specialize import Operands
 from faops.device import known
 from faops.errors import CaptureError, FaopsWarning, LaunchError, NoKernelError, UnavailableError
+from faops.operands import Operands
 from tests.cuda_raw.fake_driver import STREAM, FakeDriver, ParamsStruct, install, on_card
 
 CPU, A100 = torch.device("cpu"), known("a100")

@@ -10,10 +10,11 @@ from torch import Tensor
 from faops import settings
 from faops.backends.cuda_raw import nvrtc, targets
 from faops.backends.cuda_raw.space import Family
-from faops.backends.cuda_raw.specialize import Operands, Specialised, specialise
+from faops.backends.cuda_raw.specialize import Specialised, specialise
 from faops.device import DeviceProfile, detect, known
 from faops.errors import CompileError, UnavailableError
 from faops.inputs import AttentionInputs
+from faops.operands import Operands, call_key
 from faops.registry import Config
 
 MEMO_LIMIT = 4096  # specialised calls kept; emptied when full
@@ -67,7 +68,7 @@ def missing(device: DeviceProfile) -> Iterator[str]:
 def run(family: Family, inputs: AttentionInputs, out: Tensor, lse: Tensor | None, config: Config) -> None:
     """Compute ``out`` and ``lse``. Raises UnavailableError where the machine turns out unable to."""
     operands = Operands.of(inputs, out, lse)
-    key = _key(family, inputs, operands, config)
+    key = (family, config, *call_key(inputs, operands))  # all that specialise() reads
     kernel = _specialised.get(key)
     if kernel is None:
         if len(_specialised) >= MEMO_LIMIT:
@@ -86,16 +87,3 @@ def run(family: Family, inputs: AttentionInputs, out: Tensor, lse: Tensor | None
         reason = f"{type(error).__name__}: {error}"
         _broken[detect(inputs.q.device).name] = reason
         raise UnavailableError(reason) from error
-
-
-def _key(family: Family, inputs: AttentionInputs, operands: Operands, config: Config) -> Hashable:
-    """All that :func:`specialise` reads."""
-    tensors = tuple(
-        None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() & 15)
-        for tensor in operands
-    )
-    numbers = (
-        inputs.max_seqlen_q, inputs.max_seqlen_k, inputs.window_left, inputs.window_right, inputs.scale,
-        inputs.softcap, inputs.dropout_p,
-    )  # fmt: skip
-    return family, config, tensors, numbers

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from faops.backends.cuda_raw import cubin_cache, nvrtc, targets
-from faops.backends.cuda_raw.specialize import Operands, Specialised
+from faops.backends.cuda_raw.specialize import Specialised
 from faops.backends.cuda_raw.targets import Target
 from faops.errors import CaptureError, LaunchError, UnavailableError
+from faops.operands import Operands
 
 DEFAULT_SHARED = 48 * 1024  # bytes a block may have without being asked for
 

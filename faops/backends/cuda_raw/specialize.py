@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +12,8 @@ from faops.backends.cuda_raw import params
 from faops.backends.cuda_raw.source import Constant, Source, make_source
 from faops.backends.cuda_raw.space import ELEMENT, WARP, Family, padded, shared_bytes
 from faops.inputs import AttentionInputs
-from faops.philox import threshold
-from faops.problem import UNLIMITED, Band
+from faops.operands import Operands, band_of, numbers
+from faops.problem import UNLIMITED
 from faops.registry import Config
 
 VECTOR_BYTES = (16, 8, 4, 2)  # what device memory may be read in
@@ -38,40 +37,6 @@ class Specialised:
         return buffer
 
 
-class Operands(NamedTuple):
-    """The tensors of a call in the dtypes the kernels read; in the order of the struct's pointers."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    out: Tensor
-    lse: Tensor | None
-    alibi_slopes: Tensor | None
-    bias: Tensor | None
-    mask: Tensor | None
-    sinks: Tensor | None
-    cu_seqlens_q: Tensor | None
-    cu_seqlens_k: Tensor | None
-    rng: Tensor | None
-
-    @staticmethod
-    def of(inputs: AttentionInputs, out: Tensor, lse: Tensor | None) -> Operands:
-        bias, sinks, slopes = inputs.bias, inputs.sinks, inputs.alibi_slopes
-        if bias is not None and bias.dtype not in (inputs.q.dtype, torch.float32):
-            bias = bias.float()  # a bias is broadcast, hence small; what it is broadcast over stays unexpanded
-        if sinks is not None and sinks.dtype != torch.float32:
-            sinks = sinks.float()
-        rng = inputs.rng if inputs.dropout_p > 0 else None
-        return Operands(
-            inputs.q, inputs.k, inputs.v, out, lse, contiguous(slopes), bias, inputs.mask, contiguous(sinks),
-            contiguous(inputs.cu_seqlens_q), contiguous(inputs.cu_seqlens_k), rng,
-        )  # fmt: skip
-
-
-def contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
 def specialise(family: Family, inputs: AttentionInputs, operands: Operands, config: Config) -> Specialised:
     """The kernel of ``family`` and ``config`` for this call."""
     q, v = operands.q, operands.v
@@ -81,7 +46,8 @@ def specialise(family: Family, inputs: AttentionInputs, operands: Operands, conf
     grid = row_tiles * q.shape[-2] * inputs.batch + (q.shape[-2] if varlen else 0)
     threads = config.integer("warps") * WARP
     source = make_source(family.name, constants(family, inputs, operands, config), params.header(), threads)
-    template = params.pack(values(inputs, operands, row_tiles))
+    shape = {"row_tiles": row_tiles, "head_dim": q.shape[-1], "head_dim_v": v.shape[-1]}
+    template = params.pack({**numbers(inputs, operands), **shape})
     return Specialised(source, grid, shared_bytes(family, config, q.shape[-1], v.shape[-1]), bytes(template))
 
 
@@ -117,47 +83,6 @@ def constants(family: Family, inputs: AttentionInputs, operands: Operands, confi
         "LSE": operands.lse is not None,
         "SCALE_POSITIVE": inputs.scale > 0,
     }
-
-
-def values(inputs: AttentionInputs, operands: Operands, row_tiles: int) -> dict[str, int | float]:
-    """The struct's members, except the pointers."""
-    q, k, v = operands.q, operands.k, operands.v
-    varlen = operands.cu_seqlens_q is not None
-    found: dict[str, int | float] = {
-        "batch": inputs.batch,
-        "heads": q.shape[-2],
-        "group": max(1, q.shape[-2] // max(1, k.shape[-2])),
-        "row_tiles": row_tiles,
-        "seqlen_q": inputs.max_seqlen_q,
-        "seqlen_k": inputs.max_seqlen_k,
-        "total_q": q.shape[0] if varlen else 0,
-        "head_dim": q.shape[-1],
-        "head_dim_v": v.shape[-1],
-        "window_left": band_of(inputs).left,
-        "window_right": band_of(inputs).right,
-        "scale": inputs.scale,
-        "softcap": inputs.softcap,
-        "keep_scale": 1 / (1 - inputs.dropout_p) if inputs.dropout_p < 1 else 0.0,
-        "drop_below": min(threshold(inputs.dropout_p), 2**32 - 1),
-    }
-    for name, tensor in (("q", q), ("k", k), ("v", v), ("out", operands.out)):
-        found[f"{name}_row"], found[f"{name}_head"] = tensor.stride(-3), tensor.stride(-2)
-        found[f"{name}_batch"] = 0 if varlen else tensor.stride(0)
-    if operands.lse is not None:
-        found["lse_batch"] = 0 if varlen else operands.lse.stride(0)
-        found["lse_head"] = operands.lse.stride(-2)
-    if operands.alibi_slopes is not None and operands.alibi_slopes.dim() == 2:
-        found["alibi_batch"] = operands.alibi_slopes.stride(0)
-    for name, matrix in (("bias", operands.bias), ("mask", operands.mask)):
-        if matrix is not None:
-            for axis, size, stride in zip(("batch", "head", "row", "key"), matrix.shape, matrix.stride()):
-                found[f"{name}_{axis}"] = 0 if size == 1 else stride
-    return found
-
-
-def band_of(inputs: AttentionInputs) -> Band:
-    """The band without sides that hide nothing, so that what is left fits an int."""
-    return inputs.band.simplify(inputs.max_seqlen_q, inputs.max_seqlen_k)
 
 
 def vector_bytes(tensor: Tensor) -> int:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from faops.backends.cuda_raw import params
 from faops.backends.cuda_raw.emulator.grid import Buffer, Report, run
-from faops.backends.cuda_raw.specialize import Operands, Specialised
+from faops.backends.cuda_raw.specialize import Specialised
+from faops.operands import Operands
 
 WRITTEN = ("out", "lse")
 

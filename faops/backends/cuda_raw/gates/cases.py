@@ -12,11 +12,12 @@ from torch import Tensor
 from faops.architectures import KNOWN_DEVICES, cuda_number
 from faops.backends.cuda_raw.sample import family_of
 from faops.backends.cuda_raw.space import SM75, Family, space
-from faops.backends.cuda_raw.specialize import Operands, Specialised, specialise
+from faops.backends.cuda_raw.specialize import Specialised, specialise
 from faops.backends.cuda_raw.targets import Target
 from faops.device import DeviceProfile, known
 from faops.inputs import AttentionInputs
 from faops.layout import empty_lse, empty_out
+from faops.operands import Operands
 from faops.registry import Config
 
 TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")

@@ -1,0 +1,56 @@
+"""What the Triton kernels share as the registry sees them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from faops.backends.triton import versions
+from faops.device import DeviceProfile
+from faops.problem import AttentionProblem
+from faops.registry import Decision, Kernel, decide
+
+MAX_HEAD_DIM = 256
+MAX_PROGRAMS = 2**31 - 1  # of a grid's first axis
+
+
+class TritonKernel(Kernel):
+    """Says where the kernels run; each kernel adds its configs and how it is launched."""
+
+    backend = "triton"
+    # Below SDPA's kernels and the raw CUDA ones, where they serve, until it is measured against them; above blockwise.
+    priority = 16
+
+    def check(self, problem: AttentionProblem, device: DeviceProfile) -> Decision:
+        return decide(self._reasons(problem, device))
+
+    def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
+        if problem.dtype not in ("float16", "bfloat16", "float32"):
+            yield f"it computes in float16, bfloat16 and float32, not in {problem.dtype}"
+        if problem.fp8_descale:
+            yield "it takes no fp8 descales"
+        for name, size in (("head_dim", problem.head_dim), ("head_dim_v", problem.head_dim_v)):
+            if size > MAX_HEAD_DIM:
+                yield f"{name} {size} is more than {MAX_HEAD_DIM}"
+        if problem.batch * problem.heads_q * -(-max(problem.seqlen_q, problem.seqlen_k) // 16) > MAX_PROGRAMS:
+            yield f"the grid would have more than {MAX_PROGRAMS} programs"
+        yield from versions.missing(device)
+
+    def automatic(self, device: DeviceProfile) -> bool:
+        """Not on a CPU: the interpreter is for debugging, and TRITON_INTERPRET may be meant for other kernels."""
+        return device.torch_type != "cpu"
+
+    def source_hash(self) -> str:
+        return _source_hash()
+
+
+@functools.cache
+def _source_hash() -> str:
+    """Of everything that shapes these kernels."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for source in sorted((*here.glob("*.py"), *(here / "kernels").glob("*.py"))):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,268 @@
+"""The KV-cache kernels as the registry sees them: append, attention split over the keys, and combine."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from faops.backends.triton import decode_space, launch, specialize
+from faops.backends.triton.base import MAX_PROGRAMS, TritonKernel
+from faops.backends.triton.launch import Launch, Tensors
+from faops.device import DeviceProfile, detect
+from faops.inputs import DecodeInputs
+from faops.layout import empty_lse, empty_out
+from faops.operands import contiguous, describe, lse_strides, matrix_strides, row_strides
+from faops.problem import UNLIMITED, AttentionProblem
+from faops.registry import Config
+
+MEMO_LIMIT = 4096  # calls of different shapes
+APPEND_ROWS = 16  # new keys of a program; there are few
+COMBINE_SPLITS = 8  # results that a program of combine reads at a time
+
+
+class TritonDecode(TritonKernel):
+    """Decode and chunked prefill over a dense or paged cache: kernels/{append,decode,combine}.py."""
+
+    name = "decode"
+    op = "decode"
+
+    def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
+        yield from super()._reasons(problem, device)
+        # A tile may hold rows of one head alone, and every split has programs of its own.
+        programs = problem.batch * problem.heads_q * -(-problem.seqlen_q // 16) * decode_space.MAX_SPLITS
+        if programs > MAX_PROGRAMS:
+            yield f"the grid might have more than {MAX_PROGRAMS} programs"
+
+    def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
+        if device.torch_type == "cpu":  # interpreted: slow, and no config is faster than another
+            return [self.default_config(problem, device)]
+        return decode_space.decode_space(problem, device)
+
+    def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
+        return decode_space.decode_default(problem, device)
+
+    def launch(self, inputs: DecodeInputs, config: Config) -> tuple[Tensor, Tensor | None]:
+        operands = Operands.of(inputs)
+        key = (config, *_call_key(inputs, operands))
+        known = _known.get(key)
+        if known is None:
+            if len(_known) >= MEMO_LIMIT:
+                _known.clear()
+            splits = _splits(inputs, config, detect(inputs.q.device))
+            known = _known[key] = _Known(next(_numbers), splits)
+        out, lse, steps = _steps(inputs, operands, config, known.splits)
+        for kernel, tensors, build in steps:
+            launch.launch((kernel, known.number), tensors, build)
+        return out, lse
+
+
+def launches(inputs: DecodeInputs, config: Config, device: DeviceProfile) -> list[tuple[Launch, Tensors]]:
+    """Every launch of a call on ``device`` with its tensors; nothing runs."""
+    operands = Operands.of(inputs)
+    _, _, steps = _steps(inputs, operands, config, _splits(inputs, config, device))
+    return [(build(), tensors) for _, tensors, build in steps]
+
+
+class Operands(NamedTuple):
+    """The tensors of a call as the kernels read them. None is written but the caches."""
+
+    q: Tensor
+    k_cache: Tensor
+    v_cache: Tensor
+    k: Tensor | None
+    v: Tensor | None
+    cache_seqlens: Tensor | None
+    cache_batch_idx: Tensor | None
+    cache_leftpad: Tensor | None
+    block_table: Tensor | None
+    rotary_cos: Tensor | None
+    rotary_sin: Tensor | None
+    alibi_slopes: Tensor | None
+    bias: Tensor | None
+    mask: Tensor | None
+    sinks: Tensor | None
+
+    @staticmethod
+    def of(inputs: DecodeInputs) -> Operands:
+        table, cos, sin = inputs.block_table, inputs.rotary_cos, inputs.rotary_sin
+        if table is not None and table.stride(1) != 1:
+            table = table.contiguous()
+        if cos is not None and cos.shape[1] == 0:
+            cos = sin = None
+        return Operands(
+            inputs.q, inputs.k_cache, inputs.v_cache, inputs.k, inputs.v, contiguous(inputs.cache_seqlens),
+            contiguous(inputs.cache_batch_idx), contiguous(inputs.cache_leftpad), table, contiguous(cos),
+            contiguous(sin), contiguous(inputs.alibi_slopes), inputs.bias,
+            None if inputs.mask is None else inputs.mask.view(torch.uint8), contiguous(inputs.sinks),
+        )  # fmt: skip
+
+
+class _Known(NamedTuple):
+    """What is worked out once for all calls that are alike."""
+
+    number: int  # names them, so that a long key is hashed once a call and not once a launch
+    splits: int
+
+
+_known: dict[tuple[object, ...], _Known] = {}
+_numbers = itertools.count()
+_Step = tuple[str, Tensors, Callable[[], Launch]]
+
+
+def _call_key(inputs: DecodeInputs, operands: Operands) -> tuple[object, ...]:
+    """Everything that the launches of a call depend on. Results are left out: they follow the operands."""
+    return (
+        describe(operands), inputs.q.device, specialize.precision(inputs.q.dtype), inputs.window_left,
+        inputs.window_right, inputs.scale, inputs.softcap, inputs.rotary_interleaved, inputs.num_splits,
+        inputs.need_lse,
+    )  # fmt: skip
+
+
+def _splits(inputs: DecodeInputs, config: Config, device: DeviceProfile) -> int:
+    chosen = inputs.num_splits or config.integer("splits")
+    if chosen:
+        return min(chosen, decode_space.MAX_SPLITS)
+    return decode_space.choose_splits(inputs.problem(), config, device)
+
+
+def _steps(
+    inputs: DecodeInputs, operands: Operands, config: Config, splits: int
+) -> tuple[Tensor, Tensor | None, list[_Step]]:
+    """(out, lse, launches): the results are empty until the launches have run in their order."""
+    q, v_cache = operands.q, operands.v_cache
+    out, lse = empty_out(q, v_cache.shape[3]), empty_lse(q) if inputs.need_lse else None
+    steps: list[_Step] = []
+    if operands.k is not None and operands.k.numel() + v_cache.shape[3] * operands.k.shape[1] > 0:
+        tensors = (
+            operands.k, operands.v, operands.k_cache, v_cache, operands.cache_seqlens, operands.cache_batch_idx,
+            operands.block_table, operands.rotary_cos, operands.rotary_sin,
+        )  # fmt: skip
+        steps.append(("append.append", tensors, lambda: _describe_append(inputs, operands)))
+    rows = q.shape[0] * q.shape[1] * q.shape[2]
+    if rows == 0:
+        return out, lse, steps
+    partial = None
+    if splits > 1:
+        partial = torch.empty(rows * splits * (v_cache.shape[3] + 1), dtype=torch.float32, device=q.device)
+    tensors = (
+        q, operands.k_cache, v_cache, out, lse, partial, operands.cache_seqlens, operands.cache_batch_idx,
+        operands.cache_leftpad, operands.block_table, operands.rotary_cos, operands.rotary_sin,
+        operands.alibi_slopes, operands.bias, operands.mask, operands.sinks,
+    )  # fmt: skip
+    steps.append(
+        ("decode.attention_decode", tensors, lambda: _describe_decode(inputs, operands, out, lse, config, splits))
+    )
+    if partial is not None:
+        combined = (partial, out, lse, operands.sinks)
+        steps.append(("combine.combine", combined, lambda: _describe_combine(operands, out, lse, splits)))
+    return out, lse, steps
+
+
+def _describe_append(inputs: DecodeInputs, operands: Operands) -> Launch:
+    assert operands.k is not None and operands.v is not None
+    batch, new, heads, _ = operands.k.shape
+    tiles = decode_space.row_tiles(new * heads, APPEND_ROWS)
+    return Launch(
+        kernel="append.append",
+        grid=(tiles * batch, 1, 1),
+        numbers={
+            "new": new, "heads": heads, "row_tiles": tiles, "capacity": inputs.capacity,
+            **row_strides("k", operands.k, varlen=False), **row_strides("v", operands.v, varlen=False), **_cache_strides(operands),
+        },
+        constants={**_constants(inputs, operands), "BLOCK_M": APPEND_ROWS},
+        # A fused multiply-add would round a rotated key otherwise than faops.rotary does.
+        options={"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False},
+    )  # fmt: skip
+
+
+def _describe_decode(
+    inputs: DecodeInputs, operands: Operands, out: Tensor, lse: Tensor | None, config: Config, splits: int
+) -> Launch:
+    q = operands.q
+    batch, seqlen_q, heads, _ = q.shape
+    heads_kv = operands.k_cache.shape[2]
+    group = heads // heads_kv
+    tiles = decode_space.row_tiles(seqlen_q * group, config.integer("block_m"))
+    band = inputs.band.simplify(seqlen_q, inputs.capacity)
+    slopes = operands.alibi_slopes
+    plain = inputs.softcap == 0 and slopes is None and operands.bias is None
+    return Launch(
+        kernel="decode.attention_decode",
+        grid=(tiles * splits * heads_kv * batch, 1, 1),
+        numbers={
+            "heads_kv": heads_kv, "row_tiles": tiles, "splits": splits, "seqlen_q": seqlen_q,
+            "new": 0 if operands.k is None else operands.k.shape[1], "capacity": inputs.capacity,
+            **row_strides("q", q, varlen=False), **_cache_strides(operands), **row_strides("out", out, varlen=False),
+            **lse_strides("lse", lse, varlen=False),
+            "alibi_batch": slopes.stride(0) if slopes is not None and slopes.dim() == 2 else 0,
+            **matrix_strides("bias", operands.bias), **matrix_strides("mask", operands.mask),
+            "window_left": band.left, "window_right": band.right, "scale": inputs.scale, "softcap": inputs.softcap,
+        },
+        constants={
+            **_constants(inputs, operands),
+            "GROUP": group,
+            "BLOCK_M": config.integer("block_m"),
+            "BLOCK_N": config.integer("block_n"),
+            # The rows of a call that sees every key all stand at the cache's end.
+            "ADVANCING": int(not inputs.band.full),
+            "WINDOW_LEFT": band.left != UNLIMITED,
+            "WINDOW_RIGHT": band.right != UNLIMITED,
+            "SOFTCAP": inputs.softcap > 0,
+            "FOLD_SCALE": plain and inputs.scale > 0,
+            "PRECISION": specialize.precision(q.dtype),
+            "WIDE": _is_wide(operands),
+        },
+        options=specialize.options(config),
+    )  # fmt: skip
+
+
+def _describe_combine(operands: Operands, out: Tensor, lse: Tensor | None, splits: int) -> Launch:
+    batch, seqlen_q, heads, _ = operands.q.shape
+    heads_kv, dim_v = operands.v_cache.shape[2:]
+    group = heads // heads_kv
+    return Launch(
+        kernel="combine.combine",
+        grid=(batch * heads * seqlen_q, 1, 1),
+        numbers={
+            "rows": seqlen_q * group, "heads_kv": heads_kv, "splits": splits,
+            **row_strides("out", out, varlen=False), **lse_strides("lse", lse, varlen=False),
+        },
+        constants={
+            "GROUP": group, "HEAD_DIM_V": dim_v, "WIDTH_V": specialize.width(dim_v), "BLOCK_S": COMBINE_SPLITS,
+        },
+        options={"num_warps": 1, "num_stages": 2},
+    )  # fmt: skip
+
+
+def _constants(inputs: DecodeInputs, operands: Operands) -> dict[str, specialize.Constant]:
+    """The constants of append and attention."""
+    dim, dim_v = operands.k_cache.shape[3], operands.v_cache.shape[3]
+    return {
+        "HEAD_DIM": dim,
+        "HEAD_DIM_V": dim_v,
+        "WIDTH": specialize.width(dim),
+        "WIDTH_V": specialize.width(dim_v),
+        "PAGE_SIZE": 0 if operands.block_table is None else operands.k_cache.shape[1],
+        "ROTARY_DIM": 0 if operands.rotary_cos is None else 2 * operands.rotary_cos.shape[1],
+        "INTERLEAVED": inputs.rotary_interleaved,
+    }
+
+
+def _is_wide(operands: Operands) -> bool:
+    """Whether an offset inside one block of keys may exceed 32 bits."""
+    strides = [operands.k_cache.stride(1), operands.v_cache.stride(1)]
+    strides += [matrix.stride(3) for matrix in (operands.bias, operands.mask) if matrix is not None]
+    return max(strides) > (2**31 - 1) // specialize.LARGEST_TILE
+
+
+def _cache_strides(operands: Operands) -> dict[str, int]:
+    """Strides of the caches and the block table; a dense cache's batch entries are its pages."""
+    found = {}
+    for name, cache in (("k_cache", operands.k_cache), ("v_cache", operands.v_cache)):
+        found |= {f"{name}_page": cache.stride(0), f"{name}_row": cache.stride(1), f"{name}_head": cache.stride(2)}
+    found["table_batch"] = 0 if operands.block_table is None else operands.block_table.stride(0)
+    return found

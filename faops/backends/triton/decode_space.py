@@ -1,0 +1,105 @@
+"""Tile configs of the KV-cache kernel and the number of splits over the keys.
+
+A config holds ``block_m`` rows (positions times query heads of a group) and ``block_n`` keys a tile, ``num_warps``,
+``num_stages``, the blocks of keys and values in flight at a time, and ``splits`` of the keys, 0 where
+:func:`choose_splits` decides.
+"""
+
+from __future__ import annotations
+
+from faops.backends.triton.space import LEAST_ROWS, SMALL_SHARED, forward_shared_bytes
+from faops.backends.triton.specialize import width
+from faops.device import DeviceProfile
+from faops.problem import UNLIMITED, AttentionProblem
+from faops.registry import Config
+
+MAX_SPLITS = 128
+# What a program does besides its blocks of keys, and a second kernel, in the time that one block of keys takes:
+# estimates of some microseconds each, not measured.
+PROGRAM_COST = 1.0
+COMBINE_COST = 2.0
+
+
+def make_config(block_m: int, block_n: int, num_warps: int, num_stages: int, splits: int = 0) -> Config:
+    return Config(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages, splits=splits)
+
+
+def decode_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
+    """The config of a family and head dim; none was measured here.
+
+    With few rows what counts is the bytes in flight: a multiprocessor needs some 20 to 40 KiB of them to keep its share
+    of the memory busy (its bandwidth times a latency of about a microsecond), more than one block of keys.
+    """
+    wide = max(width(problem.head_dim), width(problem.head_dim_v))
+    rows = max(LEAST_ROWS, width(problem.seqlen_q * problem.group))
+    small = device.shared_bytes <= SMALL_SHARED
+    if problem.dtype == "float32":
+        return make_config(min(rows, 32), 32 if wide <= 128 else 16, 4 if rows <= 16 else 8, 2)
+    if rows <= 32:
+        block_n = 64 if wide <= 64 or (wide <= 128 and not small) else 32
+        return make_config(rows, block_n, 4, 2 if wide > 128 and small else 3)
+    large = 128 if wide <= 128 else 64
+    block_n = 32 if wide > 128 or (small and wide > 64) else 64
+    return make_config(min(rows, large), block_n, 4 if min(rows, large) <= 64 and wide <= 128 else 8, 2)
+
+
+def decode_space(problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
+    """The legal configs, the default among them."""
+    default = decode_default(problem, device)
+    rows = max(LEAST_ROWS, width(problem.seqlen_q * problem.group))
+    largest = 32 if problem.dtype == "float32" else 128
+    found = [default]
+    for block_m in sorted({min(rows, limit) for limit in (16, 64, largest)}):
+        for block_n in (16, 32) if problem.dtype == "float32" else (32, 64, 128):
+            for warps, stages in ((4, 2), (4, 3), (8, 2), (8, 3)):
+                found.append(make_config(block_m, block_n, warps, stages))
+    # What splits are best at hangs on how busy a program keeps its multiprocessor, which the model cannot know.
+    blocks = -(-visible_keys(problem) // default.integer("block_n"))
+    found += [Config({**default, "splits": splits}) for splits in (1, 2, 4, 8, 16, 32, 64) if splits <= blocks]
+    limit = device.limits.shared_per_block
+    return list(dict.fromkeys(config for config in found if forward_shared_bytes(config, problem) <= limit))
+
+
+def visible_keys(problem: AttentionProblem) -> int:
+    """Most keys that the rows of one sequence see between them."""
+    left, right = problem.band.left, problem.band.right
+    if left == UNLIMITED:
+        return problem.seqlen_k
+    return min(problem.seqlen_k, problem.seqlen_q + left + max(0, min(right, problem.seqlen_q)))
+
+
+def choose_splits(problem: AttentionProblem, config: Config, device: DeviceProfile) -> int:
+    """How many parts the keys of a sequence are cut into.
+
+    Lengths are known on the device alone, so every cache counts as full. Of all numbers, the one that finishes first
+    by this model: programs run in waves of as many as the device holds, each block of keys takes one unit of time, and
+    a split's float32 results take what their bytes, written and read again, are worth in blocks.
+    """
+    block_m, block_n = config.integer("block_m"), config.integer("block_n")
+    blocks = -(-visible_keys(problem) // block_n)
+    tiles = row_tiles(problem.seqlen_q * problem.group, block_m)
+    programs = tiles * problem.heads_kv * problem.batch
+    slots = max(1, device.units) * resident(problem, config, device)
+    bytes_of_block = block_n * (problem.head_dim + problem.head_dim_v) * problem.torch_dtype.itemsize
+    rows = min(block_m, problem.seqlen_q * problem.group)
+    partial = 2 * 4 * rows * problem.head_dim_v / max(1, bytes_of_block)
+
+    def duration(splits: int) -> float:
+        waves = -(-programs * splits // slots)
+        if splits == 1:
+            return waves * (blocks + PROGRAM_COST)
+        return waves * (-(-blocks // splits) + PROGRAM_COST + partial) + COMBINE_COST
+
+    return min(range(1, max(1, min(MAX_SPLITS, blocks)) + 1), key=duration)
+
+
+def row_tiles(rows: int, block_m: int) -> int:
+    return max(1, -(-rows // block_m))
+
+
+def resident(problem: AttentionProblem, config: Config, device: DeviceProfile) -> int:
+    """Programs that a multiprocessor holds at a time, as far as shared memory and warps go."""
+    limits = device.limits
+    by_shared = limits.shared_per_unit // max(1, forward_shared_bytes(config, problem))
+    by_warps = limits.warps_per_unit // config.integer("num_warps", 4)
+    return max(1, min(by_shared, by_warps))

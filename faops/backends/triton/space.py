@@ -1,0 +1,143 @@
+"""Tile configs: which are legal on a device, which are in the tuning space, and the defaults of each family.
+
+A config of the forward kernel holds ``block_m`` query rows and ``block_n`` keys a tile, ``num_warps`` and
+``num_stages``, the blocks of keys and values in flight at a time.
+"""
+
+from __future__ import annotations
+
+from faops.backends.triton.specialize import width
+from faops.device import DeviceProfile
+from faops.problem import AttentionProblem
+from faops.registry import Config
+
+SMALL_SHARED = 100 * 1024  # bytes; 8.6, 8.9 and 12.0 have 99 KiB a block, the others 163 and more
+LEAST_ROWS = 16  # of a tile that tl.dot takes
+
+
+def make_config(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Config:
+    return Config(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages)
+
+
+def forward_shared_bytes(config: Config, problem: AttentionProblem) -> int:
+    """What a block takes at most: keys and values in every stage, and queries once."""
+    element = problem.torch_dtype.itemsize
+    wide, wide_v = width(problem.head_dim), width(problem.head_dim_v)
+    keys = config.integer("block_n") * config.integer("num_stages") * (wide + wide_v)
+    return element * (keys + config.integer("block_m") * wide)
+
+
+def forward_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
+    """The config of a family and head dim.
+
+    Tiles for 16-bit tensor cores follow what PyTorch ships for FlexAttention on the same cards, as far as shared
+    memory goes; none was measured here. Products of float32 run outside the tensor cores and keep tiles small.
+    """
+    wide = max(width(problem.head_dim), width(problem.head_dim_v))
+    if problem.dtype == "float32":
+        large = make_config(64, 32, 8, 2) if wide <= 128 else make_config(32, 16, 8, 2)
+    elif device.shared_bytes <= SMALL_SHARED:
+        large = (
+            make_config(128, 64, 4, 2) if wide <= 64
+            else make_config(128, 32, 8, 2) if wide <= 128
+            else make_config(64, 32, 8, 2)
+        )  # fmt: skip
+    elif device.family == "ampere":
+        large = (
+            make_config(128, 64, 4, 3) if wide <= 64
+            else make_config(128, 64, 8, 3) if wide <= 128
+            else make_config(64, 32, 8, 2)
+        )  # fmt: skip
+    else:
+        large = (
+            make_config(128, 128, 8, 3) if wide <= 64
+            else make_config(128, 64, 8, 3) if wide <= 128
+            else make_config(64, 64, 8, 2)
+        )  # fmt: skip
+    return few_rows(large, problem)
+
+
+def few_rows(config: Config, problem: AttentionProblem) -> Config:
+    """``config`` with no more rows than there are."""
+    rows = max(LEAST_ROWS, width(problem.seqlen_q))
+    if rows >= config.integer("block_m"):
+        return config
+    warps = min(config.integer("num_warps"), 4)
+    return make_config(rows, config.integer("block_n"), warps, config.integer("num_stages"))
+
+
+def forward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
+    """The legal configs, the default among them."""
+    if problem.dtype == "float32":
+        tiles = [(32, 16, 4), (32, 32, 4), (64, 32, 8), (64, 16, 4), (32, 16, 8)]
+    else:
+        tiles = [(64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8)]
+        if max(width(problem.head_dim), width(problem.head_dim_v)) > 128:
+            tiles = [(64, 32, 4), (64, 32, 8), (64, 64, 8), (128, 32, 8), (128, 64, 8)]
+    found = [forward_default(problem, device)]
+    for block_m, block_n, warps in tiles:
+        for stages in (1, 2) if problem.dtype == "float32" else (2, 3):
+            config = make_config(block_m, block_n, warps, stages)
+            fits = forward_shared_bytes(config, problem) <= device.limits.shared_per_block
+            if fits and config not in found:
+                found.append(config)
+    return found
+
+
+def make_backward_config(
+    block_outer: int, block_inner: int, num_warps: int, num_stages: int, atomic_dq: bool = False
+) -> Config:
+    """``block_outer`` rows or keys that a program owns, and ``block_inner`` of the other that it steps over.
+
+    With ``atomic_dq`` the kernel that owns keys also adds to dQ: five products a tile in place of seven, in no order.
+    """
+    return Config(
+        block_outer=block_outer, block_inner=block_inner, num_warps=num_warps, num_stages=num_stages,
+        atomic_dq=atomic_dq,
+    )  # fmt: skip
+
+
+def backward_shared_bytes(config: Config, problem: AttentionProblem) -> int:
+    """What a block takes at most: two stepped-over tiles in every stage, two of its own, and a tile of scores."""
+    outer, inner = config.integer("block_outer"), config.integer("block_inner")
+    both = width(problem.head_dim) + width(problem.head_dim_v)
+    tiles = inner * config.integer("num_stages") * both + outer * both + 2 * outer * inner
+    return problem.torch_dtype.itemsize * tiles
+
+
+def backward_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
+    """The config of a family and head dim; see :func:`forward_default` for where the numbers come from."""
+    wide = max(width(problem.head_dim), width(problem.head_dim_v))
+    if problem.dtype == "float32":
+        return make_backward_config(32, 16, 8, 1) if wide > 128 else make_backward_config(32, 32, 8, 1)
+    if device.shared_bytes <= SMALL_SHARED:
+        if wide <= 64:
+            return make_backward_config(64, 64, 4, 2)
+        return make_backward_config(64, 32, 8, 2) if wide <= 128 else make_backward_config(32, 32, 8, 1)
+    if device.family == "ampere":
+        if wide <= 64:
+            return make_backward_config(128, 64, 8, 2)
+        return make_backward_config(64, 64, 8, 2) if wide <= 128 else make_backward_config(64, 32, 8, 1)
+    if wide <= 64:
+        return make_backward_config(128, 64, 8, 3)
+    return make_backward_config(128, 64, 8, 2) if wide <= 128 else make_backward_config(64, 32, 8, 2)
+
+
+def backward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
+    """The legal configs, the default among them; those with atomic sums only where order may differ."""
+    wide = max(width(problem.head_dim), width(problem.head_dim_v))
+    if problem.dtype == "float32":
+        tiles, stages = [(32, 16, 4), (32, 32, 4), (32, 32, 8), (64, 16, 8)], (1,)
+    elif wide <= 128:
+        tiles, stages = [(64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 32, 8), (128, 64, 8)], (1, 2, 3)
+    else:
+        tiles, stages = [(32, 32, 8), (64, 32, 8), (64, 64, 8)], (1, 2)
+    found = [backward_default(problem, device)]
+    for outer, inner, warps in tiles:
+        for count in stages:
+            for atomic in (False,) if problem.deterministic else (False, True):
+                config = make_backward_config(outer, inner, warps, count, atomic)
+                fits = backward_shared_bytes(config, problem) <= device.limits.shared_per_block
+                if fits and config not in found:
+                    found.append(config)
+    return found

@@ -1,0 +1,72 @@
+"""What the forward and backward kernels are compiled for, read off a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from faops.inputs import AttentionInputs
+from faops.operands import Operands, band_of
+from faops.problem import UNLIMITED
+from faops.registry import Config
+
+Constant = int | float | bool | str | None
+
+LEAST_WIDTH = 16  # of a matrix that tl.dot takes
+LARGEST_TILE = 256  # rows or keys
+# Scores times a scale less the largest one: one instruction instead of two. Triton is about to stop doing so unasked.
+FUSION = {"enable_fp_fusion": True}
+FLOAT32_PRODUCTS = {"highest": "ieee", "high": "tf32", "medium": "tf32"}  # of torch's float32_matmul_precision
+
+
+def width(head_dim: int) -> int:
+    """The power of two that a head dim is padded to inside a kernel."""
+    return max(LEAST_WIDTH, 1 << (head_dim - 1).bit_length())
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How tl.dot multiplies: float32 as tf32 only where torch was told to do so too."""
+    return FLOAT32_PRODUCTS[torch.get_float32_matmul_precision()] if dtype == torch.float32 else "ieee"
+
+
+def is_wide(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether an offset inside one tile may exceed 32 bits."""
+    limit = (2**31 - 1) // LARGEST_TILE
+    return any(
+        stride >= limit
+        for tensor in tensors
+        if tensor is not None
+        for size, stride in zip(tensor.shape, tensor.stride())
+        if size > 1
+    )
+
+
+def constants(inputs: AttentionInputs, operands: Operands) -> dict[str, Constant]:
+    """The constants that every forward and backward kernel has; tile sizes are not among them."""
+    q, v = operands.q, operands.v
+    band = band_of(inputs)
+    return {
+        "HEAD_DIM": q.shape[-1],
+        "HEAD_DIM_V": v.shape[-1],
+        "WIDTH": width(q.shape[-1]),
+        "WIDTH_V": width(v.shape[-1]),
+        "VARLEN": operands.cu_seqlens_q is not None,
+        "WINDOW_LEFT": band.left != UNLIMITED,
+        "WINDOW_RIGHT": band.right != UNLIMITED,
+        "SOFTCAP": inputs.softcap > 0,
+        "DROPOUT": inputs.dropout_p > 0,
+        "PRECISION": precision(q.dtype),
+        "WIDE": is_wide((q, operands.k, v, operands.out, operands.bias, operands.mask)),
+    }
+
+
+def options(config: Config) -> dict[str, int | bool]:
+    """What the compiler is told."""
+    return {"num_warps": config.integer("num_warps"), "num_stages": config.integer("num_stages"), **FUSION}
+
+
+def as_bytes(operands: Operands) -> Operands:
+    """The mask as bytes: a pointer to single bits is no use to a kernel."""
+    return operands if operands.mask is None else operands._replace(mask=operands.mask.view(torch.uint8))

@@ -1,0 +1,94 @@
+"""Which Triton is installed and what runs with it here, found out without importing it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from faops.architectures import cuda_number
+from faops.device import DeviceProfile
+
+PACKAGES = ("triton", "pytorch-triton", "triton-windows")  # released, with torch's nightly builds, for Windows
+INSTALL = "pip install 'faops[triton]'"
+LEAST = (3, 3)
+LEAST_ARCH = 80
+TURING = 75
+MANY_TRUTHS = (3, 4)  # the first version that reads TRITON_INTERPRET=true like 1
+TRUTHS = ("1", "true", "yes", "on", "y")
+
+_broken: dict[str, str] = {}  # by a device's name: why its kernels turned out not to compile or load
+
+
+@functools.cache
+def installed() -> tuple[int, ...] | None:
+    """The version of the installed Triton, such as (3, 9, 0); None without one."""
+    for package in PACKAGES:
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        release = re.match(r"[\d.]*\d", version)
+        return tuple(int(part) for part in release.group().split(".")) if release else (0,)
+    return None
+
+
+def interpreting() -> bool:
+    """Whether the environment tells Triton to interpret kernels on the CPU, read as Triton reads it."""
+    value = os.environ.get("TRITON_INTERPRET", "0")
+    return value == "1" or ((installed() or LEAST) >= MANY_TRUTHS and value.lower() in TRUTHS)
+
+
+def interpreted() -> bool:
+    """Whether kernels of this process are interpreted. Triton's own are from its import on, or not."""
+    language = sys.modules.get("triton.language")
+    if language is None:
+        return interpreting()
+    return type(language.sum).__name__ == "InterpretedFunction"
+
+
+def missing(device: DeviceProfile) -> Iterator[str]:
+    """What keeps kernels from running on ``device``; of a card that is not in this machine, what would."""
+    version = installed()
+    if version is None:
+        yield f"Triton is not installed: {INSTALL}"
+    elif version < LEAST:
+        found, least = (".".join(map(str, numbers)) for numbers in (version, LEAST))
+        yield f"Triton {found} is too old, {least} or newer is needed: {INSTALL}"
+    if device.vendor == "nvidia":
+        yield from _missing_on_nvidia(device)
+    elif device.torch_type == "cpu":
+        yield from _missing_on_cpu()
+    else:
+        yield f"it runs on NVIDIA GPUs, not on {device.name}"
+
+
+def _missing_on_cpu() -> Iterator[str]:
+    if not interpreting():
+        yield "it runs on NVIDIA GPUs; TRITON_INTERPRET=1 runs it on a CPU, slowly"
+    elif not interpreted():
+        yield "TRITON_INTERPRET=1 came after Triton was imported: set it before the program starts"
+
+
+def _missing_on_nvidia(device: DeviceProfile) -> Iterator[str]:
+    number = cuda_number(device.arch)
+    if number == TURING:
+        yield "Triton makes no code for the tensor cores of sm_75"
+    elif number < LEAST_ARCH:
+        yield f"it needs sm_{LEAST_ARCH} or newer, not {device.arch}"
+    if not torch.cuda.is_available():
+        return
+    if interpreted():
+        yield "Triton interprets its kernels in this process (TRITON_INTERPRET=1), on a CPU"
+    if reason := _broken.get(device.name, ""):
+        yield reason
+
+
+def note_broken(device: DeviceProfile, reason: str) -> None:
+    """Remember why kernels do not run on ``device``, so that no other call of this process tries again."""
+    _broken[device.name] = reason
