@@ -7,7 +7,7 @@ A config holds ``block_m`` rows (positions times query heads of a group) and ``b
 
 from __future__ import annotations
 
-from faops.backends.triton.space import LEAST_ROWS, SMALL_SHARED, forward_shared_bytes
+from faops.backends.triton.space import LEAST_ROWS, SMALL_SHARED
 from faops.backends.triton.specialize import width
 from faops.device import DeviceProfile
 from faops.problem import UNLIMITED, AttentionProblem
@@ -24,6 +24,25 @@ def make_config(block_m: int, block_n: int, num_warps: int, num_stages: int, spl
     return Config(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages, splits=splits)
 
 
+def shared_bytes(config: Config, problem: AttentionProblem) -> int:
+    """What a program takes at most: the keys and values in flight and, once, queries and probabilities."""
+    element = problem.torch_dtype.itemsize
+    wide, wide_v = width(problem.head_dim), width(problem.head_dim_v)
+    block_m, block_n = config.integer("block_m"), config.integer("block_n")
+    in_flight = max(1, (config.integer("num_stages") - 1) // loads_in_a_row(problem))
+    return element * (in_flight * block_n * (wide + wide_v) + block_m * (wide + block_n))
+
+
+def loads_in_a_row(problem: AttentionProblem) -> int:
+    """Loads that wait for each other in the loop: the block table's come before those of the keys it leads to."""
+    return 2 if problem.layout == "paged" else 1
+
+
+def stages(ahead: int, problem: AttentionProblem) -> int:
+    """``num_stages`` that keep ``ahead`` blocks of keys in flight: Triton shares the stages out among such loads."""
+    return 1 + ahead * loads_in_a_row(problem)
+
+
 def decode_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
     """The config of a family and head dim; none was measured here.
 
@@ -34,13 +53,13 @@ def decode_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
     rows = max(LEAST_ROWS, width(problem.seqlen_q * problem.group))
     small = device.shared_bytes <= SMALL_SHARED
     if problem.dtype == "float32":
-        return make_config(min(rows, 32), 32 if wide <= 128 else 16, 4 if rows <= 16 else 8, 2)
+        return make_config(min(rows, 32), 32 if wide <= 128 else 16, 4 if rows <= 16 else 8, stages(1, problem))
     if rows <= 32:
         block_n = 64 if wide <= 64 or (wide <= 128 and not small) else 32
-        return make_config(rows, block_n, 4, 2 if wide > 128 and small else 3)
+        return make_config(rows, block_n, 4, stages(1 if wide > 128 and small else 2, problem))
     large = 128 if wide <= 128 else 64
     block_n = 32 if wide > 128 or (small and wide > 64) else 64
-    return make_config(min(rows, large), block_n, 4 if min(rows, large) <= 64 and wide <= 128 else 8, 2)
+    return make_config(min(rows, large), block_n, 4 if min(rows, large) <= 64 and wide <= 128 else 8, stages(1, problem))
 
 
 def decode_space(problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
@@ -51,13 +70,13 @@ def decode_space(problem: AttentionProblem, device: DeviceProfile) -> list[Confi
     found = [default]
     for block_m in sorted({min(rows, limit) for limit in (16, 64, largest)}):
         for block_n in (16, 32) if problem.dtype == "float32" else (32, 64, 128):
-            for warps, stages in ((4, 2), (4, 3), (8, 2), (8, 3)):
-                found.append(make_config(block_m, block_n, warps, stages))
+            for warps, ahead in ((4, 1), (4, 2), (8, 1), (8, 2)):
+                found.append(make_config(block_m, block_n, warps, stages(ahead, problem)))
     # What splits are best at hangs on how busy a program keeps its multiprocessor, which the model cannot know.
     blocks = -(-visible_keys(problem) // default.integer("block_n"))
     found += [Config({**default, "splits": splits}) for splits in (1, 2, 4, 8, 16, 32, 64) if splits <= blocks]
     limit = device.limits.shared_per_block
-    return list(dict.fromkeys(config for config in found if forward_shared_bytes(config, problem) <= limit))
+    return list(dict.fromkeys(config for config in found if shared_bytes(config, problem) <= limit))
 
 
 def visible_keys(problem: AttentionProblem) -> int:
@@ -100,6 +119,6 @@ def row_tiles(rows: int, block_m: int) -> int:
 def resident(problem: AttentionProblem, config: Config, device: DeviceProfile) -> int:
     """Programs that a multiprocessor holds at a time, as far as shared memory and warps go."""
     limits = device.limits
-    by_shared = limits.shared_per_unit // max(1, forward_shared_bytes(config, problem))
+    by_shared = limits.shared_per_unit // max(1, shared_bytes(config, problem))
     by_warps = limits.warps_per_unit // config.integer("num_warps", 4)
     return max(1, min(by_shared, by_warps))

@@ -12,6 +12,7 @@ from faops.problem import AttentionProblem
 from faops.registry import Config
 
 SMALL_SHARED = 100 * 1024  # bytes; 8.6, 8.9 and 12.0 have 99 KiB a block, the others 163 and more
+SCRATCH = 16 * 1024  # bytes; the most that was seen
 LEAST_ROWS = 16  # of a tile that tl.dot takes
 
 
@@ -30,31 +31,31 @@ def forward_shared_bytes(config: Config, problem: AttentionProblem) -> int:
 def forward_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
     """The config of a family and head dim.
 
-    Tiles for 16-bit tensor cores follow what PyTorch ships for FlexAttention on the same cards, as far as shared
-    memory goes; none was measured here. Products of float32 run outside the tensor cores and keep tiles small.
+    Tiles for 16-bit tensor cores follow what PyTorch ships for FlexAttention on the same cards, as far as nothing
+    spills; none was measured here. Products of float32 run outside the tensor cores and keep tiles small.
     """
     wide = max(width(problem.head_dim), width(problem.head_dim_v))
     if problem.dtype == "float32":
-        large = make_config(64, 32, 8, 2) if wide <= 128 else make_config(32, 16, 8, 2)
+        large = _by_width(wide, (64, 32, 8, 2), (32, 32, 8, 2), (32, 16, 8, 2))
+    elif is_crowded(problem):
+        large = _by_width(wide, (128, 32, 8, 2), (64, 32, 8, 2), (64, 16, 8, 2))
     elif device.shared_bytes <= SMALL_SHARED:
-        large = (
-            make_config(128, 64, 4, 2) if wide <= 64
-            else make_config(128, 32, 8, 2) if wide <= 128
-            else make_config(64, 32, 8, 2)
-        )  # fmt: skip
+        large = _by_width(wide, (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 8, 2))
     elif device.family == "ampere":
-        large = (
-            make_config(128, 64, 4, 3) if wide <= 64
-            else make_config(128, 64, 8, 3) if wide <= 128
-            else make_config(64, 32, 8, 2)
-        )  # fmt: skip
+        large = _by_width(wide, (128, 64, 4, 3), (128, 64, 8, 3), (64, 32, 8, 2))
     else:
-        large = (
-            make_config(128, 128, 8, 3) if wide <= 64
-            else make_config(128, 64, 8, 3) if wide <= 128
-            else make_config(64, 64, 8, 2)
-        )  # fmt: skip
+        large = _by_width(wide, (128, 128, 8, 3), (128, 64, 8, 3), (64, 32, 8, 2))
     return few_rows(large, problem)
+
+
+def is_crowded(problem: AttentionProblem) -> bool:
+    """Whether tiles of something else than scores take registers, so that the largest tiles would spill."""
+    return bool(problem.dropout or problem.bias or problem.mask)
+
+
+def _by_width(wide: int, *tiles: tuple[int, int, int, int]) -> Config:
+    """The config for head dims up to 64, up to 128, and above."""
+    return make_config(*tiles[0 if wide <= 64 else 1 if wide <= 128 else 2])
 
 
 def few_rows(config: Config, problem: AttentionProblem) -> Config:
@@ -98,11 +99,13 @@ def make_backward_config(
 
 
 def backward_shared_bytes(config: Config, problem: AttentionProblem) -> int:
-    """What a block takes at most: two stepped-over tiles in every stage, two of its own, and a tile of scores."""
+    """What a block takes at most: two stepped-over tiles in every stage, two of its own, and what the compiler needs
+    to change layouts.
+    """
     outer, inner = config.integer("block_outer"), config.integer("block_inner")
     both = width(problem.head_dim) + width(problem.head_dim_v)
-    tiles = inner * config.integer("num_stages") * both + outer * both + 2 * outer * inner
-    return problem.torch_dtype.itemsize * tiles
+    tiles = inner * config.integer("num_stages") * both + outer * both
+    return problem.torch_dtype.itemsize * tiles + SCRATCH
 
 
 def backward_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
@@ -110,17 +113,15 @@ def backward_default(problem: AttentionProblem, device: DeviceProfile) -> Config
     wide = max(width(problem.head_dim), width(problem.head_dim_v))
     if problem.dtype == "float32":
         return make_backward_config(32, 16, 8, 1) if wide > 128 else make_backward_config(32, 32, 8, 1)
+    if is_crowded(problem):
+        return make_backward_config(64, 32, 4, 1) if wide <= 64 else make_backward_config(32, 32, 8, 1)
+    if wide > 128:  # larger tiles spill
+        return make_backward_config(32, 32, 8, 2 if device.shared_bytes > 2 * SMALL_SHARED else 1)
     if device.shared_bytes <= SMALL_SHARED:
-        if wide <= 64:
-            return make_backward_config(64, 64, 4, 2)
-        return make_backward_config(64, 32, 8, 2) if wide <= 128 else make_backward_config(32, 32, 8, 1)
+        return make_backward_config(64, 64, 4, 2) if wide <= 64 else make_backward_config(64, 32, 8, 2)
     if device.family == "ampere":
-        if wide <= 64:
-            return make_backward_config(128, 64, 8, 2)
-        return make_backward_config(64, 64, 8, 2) if wide <= 128 else make_backward_config(64, 32, 8, 1)
-    if wide <= 64:
-        return make_backward_config(128, 64, 8, 3)
-    return make_backward_config(128, 64, 8, 2) if wide <= 128 else make_backward_config(64, 32, 8, 2)
+        return make_backward_config(128, 64, 8, 2) if wide <= 64 else make_backward_config(64, 32, 8, 2)
+    return make_backward_config(128, 64, 8, 3) if wide <= 64 else make_backward_config(128, 32, 8, 2)
 
 
 def backward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
