@@ -76,10 +76,11 @@ def compile_launch(launch: Launch, tensors: Tensors, arch: str) -> Binary:
     driver.set_active(_Target(arch))
     try:
         arguments = launch.arguments(tensors)
-        kernel = launch.function().warmup(*arguments, grid=launch.grid, **launch.options)
+        kernel = launch.function().warmup(*arguments, grid=launch.grid, **launch.compiler_options())
     except Exception as error:  # the compiler raises errors of many classes, and so do the tools that it runs
-        reason = f"{type(error).__name__}: {error}"
-        raise CompileError(f"{launch.kernel} does not compile for {arch}: {reason}") from error
+        cause = _first_cause(error)
+        reason = f"{type(cause).__name__}: {cause}"
+        raise CompileError(f"{launch.kernel} does not compile for {arch}: {reason}", log=str(error)) from error
     finally:
         vars(driver).update(before)
     seconds = time.perf_counter() - start
@@ -94,6 +95,13 @@ def compile_launch(launch: Launch, tensors: Tensors, arch: str) -> Binary:
         spill_bytes=spill_bytes,
         seconds=seconds,
     )
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What lies under the compiler's errors, each of which tells the place in one of the functions called."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from faops.problem import UNLIMITED, AttentionProblem
 from faops.registry import Config
 
 MAX_SPLITS = 128
+WARPGROUP_ROWS = 64  # of Hopper's asynchronous product
 # What a program does besides its blocks of keys, and a second kernel, in the time that one block of keys takes:
 # estimates of some microseconds each, not measured.
 PROGRAM_COST = 1.0
@@ -24,13 +25,16 @@ def make_config(block_m: int, block_n: int, num_warps: int, num_stages: int, spl
     return Config(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages, splits=splits)
 
 
-def shared_bytes(config: Config, problem: AttentionProblem) -> int:
-    """What a program takes at most: the keys and values in flight and, once, queries and probabilities."""
+def shared_bytes(config: Config, problem: AttentionProblem, device: DeviceProfile) -> int:
+    """What a program takes at most: the blocks of keys and values in flight and, once, queries and probabilities."""
     element = problem.torch_dtype.itemsize
     wide, wide_v = width(problem.head_dim), width(problem.head_dim_v)
     block_m, block_n = config.integer("block_m"), config.integer("block_n")
     in_flight = max(1, (config.integer("num_stages") - 1) // loads_in_a_row(problem))
-    return element * (in_flight * block_n * (wide + wide_v) + block_m * (wide + block_n))
+    if device.family not in ("ampere", "ada") and block_m >= WARPGROUP_ROWS:
+        in_flight += 1  # a warpgroup's product reads its block in shared memory while the next one arrives
+    page_numbers = 4 * block_n * in_flight if problem.layout == "paged" else 0
+    return element * (in_flight * block_n * (wide + wide_v) + block_m * (wide + block_n)) + page_numbers
 
 
 def loads_in_a_row(problem: AttentionProblem) -> int:
@@ -53,7 +57,8 @@ def decode_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
     rows = max(LEAST_ROWS, width(problem.seqlen_q * problem.group))
     small = device.shared_bytes <= SMALL_SHARED
     if problem.dtype == "float32":
-        return make_config(min(rows, 32), 32 if wide <= 128 else 16, 4 if rows <= 16 else 8, stages(1, problem))
+        few = rows <= 16 and wide <= 128
+        return make_config(min(rows, 32), 32 if wide <= 128 else 16, 4 if few else 8, stages(1, problem))
     if rows <= 32:
         block_n = 64 if wide <= 64 or (wide <= 128 and not small) else 32
         return make_config(rows, block_n, 4, stages(1 if wide > 128 and small else 2, problem))
@@ -76,7 +81,7 @@ def decode_space(problem: AttentionProblem, device: DeviceProfile) -> list[Confi
     blocks = -(-visible_keys(problem) // default.integer("block_n"))
     found += [Config({**default, "splits": splits}) for splits in (1, 2, 4, 8, 16, 32, 64) if splits <= blocks]
     limit = device.limits.shared_per_block
-    return list(dict.fromkeys(config for config in found if shared_bytes(config, problem) <= limit))
+    return list(dict.fromkeys(config for config in found if shared_bytes(config, problem, device) <= limit))
 
 
 def visible_keys(problem: AttentionProblem) -> int:
@@ -90,15 +95,18 @@ def visible_keys(problem: AttentionProblem) -> int:
 def choose_splits(problem: AttentionProblem, config: Config, device: DeviceProfile) -> int:
     """How many parts the keys of a sequence are cut into.
 
-    Lengths are known on the device alone, so every cache counts as full. Of all numbers, the one that finishes first
-    by this model: programs run in waves of as many as the device holds, each block of keys takes one unit of time, and
-    a split's float32 results take what their bytes, written and read again, are worth in blocks.
+    Lengths are known on the device alone, so every cache counts as full. Where one split leaves the device partly idle:
+    of all numbers, the one that finishes first by this model. Programs run in waves of as many as the device holds,
+    each block of keys takes one unit of time, and a split's float32 results take what their bytes, written and read
+    again, are worth in blocks.
     """
     block_m, block_n = config.integer("block_m"), config.integer("block_n")
     blocks = -(-visible_keys(problem) // block_n)
     tiles = row_tiles(problem.seqlen_q * problem.group, block_m)
     programs = tiles * problem.heads_kv * problem.batch
     slots = max(1, device.units) * resident(problem, config, device)
+    if programs >= slots:
+        return 1
     bytes_of_block = block_n * (problem.head_dim + problem.head_dim_v) * problem.torch_dtype.itemsize
     rows = min(block_m, problem.seqlen_q * problem.group)
     partial = 2 * 4 * rows * problem.head_dim_v / max(1, bytes_of_block)
@@ -119,6 +127,6 @@ def row_tiles(rows: int, block_m: int) -> int:
 def resident(problem: AttentionProblem, config: Config, device: DeviceProfile) -> int:
     """Programs that a multiprocessor holds at a time, as far as shared memory and warps go."""
     limits = device.limits
-    by_shared = limits.shared_per_unit // max(1, shared_bytes(config, problem))
+    by_shared = limits.shared_per_unit // max(1, shared_bytes(config, problem, device))
     by_warps = limits.warps_per_unit // config.integer("num_warps", 4)
     return max(1, min(by_shared, by_warps))

@@ -46,6 +46,10 @@ class Launch:
         """The function as triton.jit made it; imports Triton."""
         return kernel_function(self.kernel)
 
+    def compiler_options(self) -> dict[str, int | bool]:
+        """The options, and that products and sums may be fused: Triton's default, but not from 3.10 on."""
+        return {"enable_fp_fusion": True, **self.options}
+
     def arguments(self, tensors: Tensors) -> tuple[Any, ...]:
         """Every argument in the order of the parameters. Raises KeyError for one that is missing."""
         values = {**self.numbers, **self.constants}
@@ -115,7 +119,7 @@ def _load(index: int, tensors: Tensors, made: Launch) -> Ready:
     if torch.cuda.is_current_stream_capturing():
         raise CaptureError("a kernel cannot be loaded while a CUDA graph is captured: run the call once before")
     try:
-        kernel = made.function().warmup(*made.arguments(tensors), grid=made.grid, **made.options)
+        kernel = made.function().warmup(*made.arguments(tensors), grid=made.grid, **made.compiler_options())
         ready = _direct(kernel, made, len(tensors))
     except Exception as error:  # the compiler raises errors of many classes, and so do the tools that it runs
         reason = f"{made.kernel} does not compile or load: {type(error).__name__}: {error}"
@@ -135,11 +139,11 @@ def _direct(kernel: Any, made: Launch, count: int) -> Ready:
     function, metadata, index = kernel.function, kernel.packed_metadata, driver.active.get_current_device()
     rest = made.arguments((None,) * count)[count:]
     grid_x, grid_y, grid_z = made.grid
-    official, hooked = made.function()[made.grid], _hooks()
+    official, options, hooked = made.function()[made.grid], made.compiler_options(), _hooks()
 
     def launch(tensors: Tensors) -> None:
         if hooked():
-            official(*tensors, *rest, **made.options)
+            official(*tensors, *rest, **options)
             return
         # Addresses in place of tensors spare a query of the driver for each; Triton makes it to find CPU tensors.
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]

@@ -1,11 +1,12 @@
 """Tile configs: which are legal on a device, which are in the tuning space, and the defaults of each family.
 
 A config of the forward kernel holds ``block_m`` query rows and ``block_n`` keys a tile, ``num_warps`` and
-``num_stages``, the blocks of keys and values in flight at a time.
+``num_stages``, the blocks of keys and values in flight at a time, and ``warp_specialize`` where that is true.
 """
 
 from __future__ import annotations
 
+from faops.backends.triton import versions
 from faops.backends.triton.specialize import width
 from faops.device import DeviceProfile
 from faops.problem import AttentionProblem
@@ -13,6 +14,9 @@ from faops.registry import Config
 
 SMALL_SHARED = 100 * 1024  # bytes; 8.6, 8.9 and 12.0 have 99 KiB a block, the others 163 and more
 SCRATCH = 16 * 1024  # bytes; the most that was seen
+# Where Triton gives loads, products and softmax warps of their own. On Hopper it leaves loops with plain pointers as
+# they are, or fails.
+WARP_SPECIALIZED = ("sm_100", "sm_103")
 LEAST_ROWS = 16  # of a tile that tl.dot takes
 
 
@@ -82,6 +86,8 @@ def forward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Conf
             fits = forward_shared_bytes(config, problem) <= device.limits.shared_per_block
             if fits and config not in found:
                 found.append(config)
+    if device.arch in WARP_SPECIALIZED and versions.has_warp_specialization():
+        found += [Config({**config, "warp_specialize": True}) for config in found if config["num_stages"] != 1]
     return found
 
 

@@ -20,6 +20,7 @@ LEAST = (3, 3)
 LEAST_ARCH = 80
 TURING = 75
 MANY_TRUTHS = (3, 4)  # the first version that reads TRITON_INTERPRET=true like 1
+WARP_SPECIALIZATION = (3, 4)  # the first version in which tl.range takes warp_specialize
 TRUTHS = ("1", "true", "yes", "on", "y")
 
 _broken: dict[str, str] = {}  # by a device's name: why its kernels turned out not to compile or load
@@ -36,6 +37,11 @@ def installed() -> tuple[int, ...] | None:
         release = re.match(r"[\d.]*\d", version)
         return tuple(int(part) for part in release.group().split(".")) if release else (0,)
     return None
+
+
+def has_warp_specialization() -> bool:
+    """Whether tl.range takes ``warp_specialize``."""
+    return (installed() or LEAST) >= WARP_SPECIALIZATION
 
 
 def interpreting() -> bool:

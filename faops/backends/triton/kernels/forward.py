@@ -20,6 +20,50 @@ from faops.backends.triton.kernels.scores import (
 
 
 @triton.jit
+def _attend_block(
+    acc, highest, total, q, k, v, k_row, v_row, key, row, batch_head,
+    seqlen_q, seqlen_k, scale, softcap, slope, bias, bias_row, bias_key, mask, mask_row, mask_key,
+    rng, drop_below, window_left, window_right,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOW_LEFT: tl.constexpr, WINDOW_RIGHT: tl.constexpr,
+    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, FOLD_SCALE: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
+    """Add the keys of one block to a tile's (acc, highest, total)."""
+    m = indices(BLOCK_M, WIDE)[:, None]
+    n = indices(BLOCK_N, WIDE)
+    d, d_v = tl.arange(0, WIDTH)[None, :], tl.arange(0, WIDTH_V)[None, :]
+    keys = load_rows(advance(k, key, k_row), k_row, n[:, None], d, key, seqlen_k, HEAD_DIM, WIDTH, EDGE)
+    products = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    scores, _ = finish_scores(
+        products, m, n[None, :], row, key, seqlen_q, seqlen_k, scale, softcap, slope,
+        bias, bias_row, bias_key, mask, mask_row, mask_key, window_left, window_right,
+        SOFTCAP, ALIBI, WINDOW_LEFT, WINDOW_RIGHT, EDGE, not FOLD_SCALE,
+    )  # fmt: skip
+    if FOLD_SCALE:
+        higher = tl.maximum(highest, tl.max(scores, 1) * (scale * LOG2E))
+    else:
+        higher = tl.maximum(highest, tl.max(scores, 1))
+    # A row that has seen no key yet has -inf here, and -inf - -inf is no number.
+    if EDGE or mask is not None or bias is not None:
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+    else:
+        base = higher
+    if FOLD_SCALE:
+        weights = tl.exp2(scores * (scale * LOG2E) - base[:, None])
+    else:
+        weights = tl.exp2(scores - base[:, None])
+    rescale = tl.exp2(highest - base)
+    total = total * rescale + tl.sum(weights, 1)
+    if DROPOUT:
+        keep = keep_tile(rng, row, key, batch_head, drop_below, BLOCK_M, BLOCK_N)
+        weights = tl.where(keep != 0, weights, 0.0)
+    values = load_rows(advance(v, key, v_row), v_row, n[:, None], d_v, key, seqlen_k, HEAD_DIM_V, WIDTH_V, EDGE)
+    acc = tl.dot(weights.to(values.dtype), values, acc * rescale[:, None], input_precision=PRECISION)
+    return acc, higher, total
+
+
+@triton.jit
 def _attend(
     acc, highest, total, q, k, v, k_row, v_row, first, last, row, batch_head,
     seqlen_q, seqlen_k, scale, softcap, slope, bias, bias_row, bias_key, mask, mask_row, mask_key,
@@ -30,38 +74,24 @@ def _attend(
     PRECISION: tl.constexpr, WIDE: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """Add the keys of blocks [first, last) to a tile's (acc, highest, total)."""
-    m = indices(BLOCK_M, WIDE)[:, None]
-    n = indices(BLOCK_N, WIDE)
-    d, d_v = tl.arange(0, WIDTH)[None, :], tl.arange(0, WIDTH_V)[None, :]
-    for key in tl.range(first, last, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
-        keys = load_rows(advance(k, key, k_row), k_row, n[:, None], d, key, seqlen_k, HEAD_DIM, WIDTH, EDGE)
-        products = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
-        scores, _ = finish_scores(
-            products, m, n[None, :], row, key, seqlen_q, seqlen_k, scale, softcap, slope,
-            bias, bias_row, bias_key, mask, mask_row, mask_key, window_left, window_right,
-            SOFTCAP, ALIBI, WINDOW_LEFT, WINDOW_RIGHT, EDGE, not FOLD_SCALE,
-        )  # fmt: skip
-        if FOLD_SCALE:
-            higher = tl.maximum(highest, tl.max(scores, 1) * (scale * LOG2E))
-        else:
-            higher = tl.maximum(highest, tl.max(scores, 1))
-        # A row that has seen no key yet has -inf here, and -inf - -inf is no number.
-        if EDGE or mask is not None or bias is not None:
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-        else:
-            base = higher
-        if FOLD_SCALE:
-            weights = tl.exp2(scores * (scale * LOG2E) - base[:, None])
-        else:
-            weights = tl.exp2(scores - base[:, None])
-        rescale = tl.exp2(highest - base)
-        total = total * rescale + tl.sum(weights, 1)
-        highest = higher
-        if DROPOUT:
-            keep = keep_tile(rng, row, key, batch_head, drop_below, BLOCK_M, BLOCK_N)
-            weights = tl.where(keep != 0, weights, 0.0)
-        values = load_rows(advance(v, key, v_row), v_row, n[:, None], d_v, key, seqlen_k, HEAD_DIM_V, WIDTH_V, EDGE)
-        acc = tl.dot(weights.to(values.dtype), values, acc * rescale[:, None], input_precision=PRECISION)
+    if WARP_SPECIALIZE:  # Triton 3.3 has no such argument, and must not meet it
+        for key in tl.range(first, last, BLOCK_N, warp_specialize=True):
+            acc, highest, total = _attend_block(
+                acc, highest, total, q, k, v, k_row, v_row, key, row, batch_head,
+                seqlen_q, seqlen_k, scale, softcap, slope, bias, bias_row, bias_key, mask, mask_row, mask_key,
+                rng, drop_below, window_left, window_right,
+                HEAD_DIM, HEAD_DIM_V, WIDTH, WIDTH_V, BLOCK_M, BLOCK_N, WINDOW_LEFT, WINDOW_RIGHT,
+                SOFTCAP, ALIBI, DROPOUT, FOLD_SCALE, PRECISION, WIDE, EDGE,
+            )  # fmt: skip
+    else:
+        for key in tl.range(first, last, BLOCK_N):
+            acc, highest, total = _attend_block(
+                acc, highest, total, q, k, v, k_row, v_row, key, row, batch_head,
+                seqlen_q, seqlen_k, scale, softcap, slope, bias, bias_row, bias_key, mask, mask_row, mask_key,
+                rng, drop_below, window_left, window_right,
+                HEAD_DIM, HEAD_DIM_V, WIDTH, WIDTH_V, BLOCK_M, BLOCK_N, WINDOW_LEFT, WINDOW_RIGHT,
+                SOFTCAP, ALIBI, DROPOUT, FOLD_SCALE, PRECISION, WIDE, EDGE,
+            )  # fmt: skip
     return acc, highest, total
 
 
