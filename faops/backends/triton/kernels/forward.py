@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from faops.backends.triton.kernels.arithmetic import dot, narrow
 from faops.backends.triton.kernels.scores import (
     LN2,
     LOG2E,
@@ -34,7 +35,7 @@ def _attend_block(
     n = indices(BLOCK_N, WIDE)
     d, d_v = tl.arange(0, WIDTH)[None, :], tl.arange(0, WIDTH_V)[None, :]
     keys = load_rows(advance(k, key, k_row), k_row, n[:, None], d, key, seqlen_k, HEAD_DIM, WIDTH, EDGE)
-    products = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    products = dot(q, tl.trans(keys), None, PRECISION)
     scores, _ = finish_scores(
         products, m, n[None, :], row, key, seqlen_q, seqlen_k, scale, softcap, slope,
         bias, bias_row, bias_key, mask, mask_row, mask_key, window_left, window_right,
@@ -59,7 +60,7 @@ def _attend_block(
         keep = keep_tile(rng, row, key, batch_head, drop_below, BLOCK_M, BLOCK_N)
         weights = tl.where(keep != 0, weights, 0.0)
     values = load_rows(advance(v, key, v_row), v_row, n[:, None], d_v, key, seqlen_k, HEAD_DIM_V, WIDTH_V, EDGE)
-    acc = tl.dot(weights.to(values.dtype), values, acc * rescale[:, None], input_precision=PRECISION)
+    acc = dot(narrow(weights, values.dtype), values, acc * rescale[:, None], PRECISION)
     return acc, higher, total
 
 
@@ -197,7 +198,7 @@ def attention_forward(
     weight = tl.where(dead, 0.0, keep_scale / tl.where(dead, 1.0, total))
     out = advance(advance(advance(out, index, out_batch), head, out_head), first_row + row, out_row)
     d_v = tl.arange(0, WIDTH_V)[None, :]
-    result = (acc * weight[:, None]).to(out.dtype.element_ty)
+    result = narrow(acc * weight[:, None], out.dtype.element_ty)
     tl.store(out + (m[:, None] * out_row + d_v), result, mask=inside[:, None] & (d_v < HEAD_DIM_V))
     if lse is not None:
         lse = advance(advance(advance(lse, index, lse_batch), head, lse_head), first_row + row, 1)
