@@ -31,16 +31,15 @@ def precision(dtype: torch.dtype) -> str:
     return FLOAT32_PRODUCTS[torch.get_float32_matmul_precision()] if dtype == torch.float32 else "ieee"
 
 
-def is_wide(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether an offset inside one tile may exceed 32 bits."""
-    limit = (2**31 - 1) // LARGEST_TILE
-    return any(
-        stride >= limit
-        for tensor in tensors
-        if tensor is not None
-        for size, stride in zip(tensor.shape, tensor.stride())
-        if size > 1
-    )
+def is_wide(rows: Iterable[Tensor], matrices: Iterable[Tensor | None] = ()) -> bool:
+    """Whether an offset inside one tile may exceed 32 bits: by the rows of q, k, v and their like, or by the rows and
+    keys of a bias or mask. Everything else that moves a pointer is computed in 64 bits anyway.
+    """
+    strides = [tensor.stride(-3) for tensor in rows]
+    for matrix in matrices:
+        if matrix is not None:
+            strides += [stride for size, stride in zip(matrix.shape[2:], matrix.stride()[2:]) if size > 1]
+    return max(strides) > (2**31 - 1) // LARGEST_TILE
 
 
 def constants(inputs: AttentionInputs, operands: Operands) -> dict[str, Constant]:
@@ -58,7 +57,7 @@ def constants(inputs: AttentionInputs, operands: Operands) -> dict[str, Constant
         "SOFTCAP": inputs.softcap > 0,
         "DROPOUT": inputs.dropout_p > 0,
         "PRECISION": precision(q.dtype),
-        "WIDE": is_wide((q, operands.k, v, operands.out, operands.bias, operands.mask)),
+        "WIDE": is_wide((q, operands.k, v, operands.out), (operands.bias, operands.mask)),
     }
 
 
