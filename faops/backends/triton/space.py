@@ -118,7 +118,7 @@ def backward_default(problem: AttentionProblem, device: DeviceProfile) -> Config
     """The config of a family and head dim; see :func:`forward_default` for where the numbers come from."""
     wide = max(width(problem.head_dim), width(problem.head_dim_v))
     if problem.dtype == "float32":
-        return make_backward_config(32, 16, 8, 1) if wide > 128 else make_backward_config(32, 32, 8, 1)
+        return make_backward_config(32 if wide <= 64 else 16, 16, 8, 1)
     if is_crowded(problem):
         return make_backward_config(64, 32, 4, 1) if wide <= 64 else make_backward_config(32, 32, 8, 1)
     if wide > 128:  # larger tiles spill
@@ -134,7 +134,7 @@ def backward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Con
     """The legal configs, the default among them; those with atomic sums only where order may differ."""
     wide = max(width(problem.head_dim), width(problem.head_dim_v))
     if problem.dtype == "float32":
-        tiles, stages = [(32, 16, 4), (32, 32, 4), (32, 32, 8), (64, 16, 8)], (1,)
+        tiles, stages = [(16, 16, 4), (16, 16, 8), (32, 16, 8), (32, 32, 8)], (1,)
     elif wide <= 128:
         tiles, stages = [(64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 32, 8), (128, 64, 8)], (1, 2, 3)
     else:
