@@ -48,22 +48,21 @@ class TritonDecode(TritonKernel):
     def launch(self, inputs: DecodeInputs, config: Config) -> tuple[Tensor, Tensor | None]:
         operands = Operands.of(inputs)
         key = (config, *_call_key(inputs, operands))
-        known = _known.get(key)
-        if known is None:
-            if len(_known) >= MEMO_LIMIT:
-                _known.clear()
-            splits = _splits(inputs, config, detect(inputs.q.device))
-            known = _known[key] = _Known(next(_numbers), splits)
-        out, lse, steps = _steps(inputs, operands, config, known.splits)
+        plan = _plans.get(key)
+        if plan is None:
+            if len(_plans) >= MEMO_LIMIT:
+                _plans.clear()
+            plan = _plans[key] = _make_plan(inputs, config, detect(inputs.q.device))
+        out, lse, steps = _steps(inputs, operands, config, plan)
         for kernel, tensors, build in steps:
-            launch.launch((kernel, known.number), tensors, build)
+            launch.launch((kernel, plan.number), tensors, build)
         return out, lse
 
 
 def launches(inputs: DecodeInputs, config: Config, device: DeviceProfile) -> list[tuple[Launch, Tensors]]:
     """Every launch of a call on ``device`` with its tensors; nothing runs."""
     operands = Operands.of(inputs)
-    _, _, steps = _steps(inputs, operands, config, _splits(inputs, config, device))
+    _, _, steps = _steps(inputs, operands, config, _make_plan(inputs, config, device))
     return [(build(), tensors) for _, tensors, build in steps]
 
 
@@ -101,16 +100,30 @@ class Operands(NamedTuple):
         )  # fmt: skip
 
 
-class _Known(NamedTuple):
+class _Plan(NamedTuple):
     """What is worked out once for all calls that are alike."""
 
     number: int  # names them, so that a long key is hashed once a call and not once a launch
+    appends: bool
+    attends: bool
     splits: int
+    partial: int  # elements of the splits' results, 0 where one split sees all keys
 
 
-_known: dict[tuple[object, ...], _Known] = {}
+_plans: dict[tuple[object, ...], _Plan] = {}
 _numbers = itertools.count()
 _Step = tuple[str, Tensors, Callable[[], Launch]]
+
+
+def _make_plan(inputs: DecodeInputs, config: Config, device: DeviceProfile) -> _Plan:
+    batch, seqlen_q, heads, _ = inputs.q.shape
+    rows = batch * seqlen_q * heads
+    appends = inputs.k is not None and inputs.v is not None and inputs.k.numel() + inputs.v.numel() > 0
+    splits = min(inputs.num_splits or config.integer("splits"), decode_space.MAX_SPLITS)
+    if splits == 0 and rows > 0:
+        splits = decode_space.choose_splits(inputs.problem(), config, device)
+    partial = rows * splits * (inputs.v_cache.shape[3] + 1) if splits > 1 else 0
+    return _Plan(next(_numbers), appends, rows > 0, splits, partial)
 
 
 def _call_key(inputs: DecodeInputs, operands: Operands) -> tuple[object, ...]:
@@ -122,43 +135,33 @@ def _call_key(inputs: DecodeInputs, operands: Operands) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _splits(inputs: DecodeInputs, config: Config, device: DeviceProfile) -> int:
-    chosen = inputs.num_splits or config.integer("splits")
-    if chosen:
-        return min(chosen, decode_space.MAX_SPLITS)
-    return decode_space.choose_splits(inputs.problem(), config, device)
-
-
 def _steps(
-    inputs: DecodeInputs, operands: Operands, config: Config, splits: int
+    inputs: DecodeInputs, operands: Operands, config: Config, plan: _Plan
 ) -> tuple[Tensor, Tensor | None, list[_Step]]:
     """(out, lse, launches): the results are empty until the launches have run in their order."""
     q, v_cache = operands.q, operands.v_cache
     out, lse = empty_out(q, v_cache.shape[3]), empty_lse(q) if inputs.need_lse else None
     steps: list[_Step] = []
-    if operands.k is not None and operands.k.numel() + v_cache.shape[3] * operands.k.shape[1] > 0:
-        tensors = (
+    if plan.appends:
+        new: Tensors = (
             operands.k, operands.v, operands.k_cache, v_cache, operands.cache_seqlens, operands.cache_batch_idx,
             operands.block_table, operands.rotary_cos, operands.rotary_sin,
         )  # fmt: skip
-        steps.append(("append.append", tensors, lambda: _describe_append(inputs, operands)))
-    rows = q.shape[0] * q.shape[1] * q.shape[2]
-    if rows == 0:
+        steps.append(("append.append", new, lambda: _describe_append(inputs, operands)))
+    if not plan.attends:
         return out, lse, steps
-    partial = None
-    if splits > 1:
-        partial = torch.empty(rows * splits * (v_cache.shape[3] + 1), dtype=torch.float32, device=q.device)
-    tensors = (
+    partial = torch.empty(plan.partial, dtype=torch.float32, device=q.device) if plan.partial else None
+    tensors: Tensors = (
         q, operands.k_cache, v_cache, out, lse, partial, operands.cache_seqlens, operands.cache_batch_idx,
         operands.cache_leftpad, operands.block_table, operands.rotary_cos, operands.rotary_sin,
         operands.alibi_slopes, operands.bias, operands.mask, operands.sinks,
     )  # fmt: skip
     steps.append(
-        ("decode.attention_decode", tensors, lambda: _describe_decode(inputs, operands, out, lse, config, splits))
+        ("decode.attention_decode", tensors, lambda: _describe_decode(inputs, operands, out, lse, config, plan.splits))
     )
     if partial is not None:
-        combined = (partial, out, lse, operands.sinks)
-        steps.append(("combine.combine", combined, lambda: _describe_combine(operands, out, lse, splits)))
+        combined: Tensors = (partial, out, lse, operands.sinks)
+        steps.append(("combine.combine", combined, lambda: _describe_combine(operands, out, lse, plan.splits)))
     return out, lse, steps
 
 
@@ -171,7 +174,8 @@ def _describe_append(inputs: DecodeInputs, operands: Operands) -> Launch:
         grid=(tiles * batch, 1, 1),
         numbers={
             "new": new, "heads": heads, "row_tiles": tiles, "capacity": inputs.capacity,
-            **row_strides("k", operands.k, varlen=False), **row_strides("v", operands.v, varlen=False), **_cache_strides(operands),
+            **row_strides("k", operands.k, varlen=False), **row_strides("v", operands.v, varlen=False),
+            **_cache_strides(operands),
         },
         constants={**_constants(inputs, operands), "BLOCK_M": APPEND_ROWS},
         # A fused multiply-add would round a rotated key otherwise than faops.rotary does.
@@ -261,7 +265,7 @@ def _is_wide(operands: Operands) -> bool:
 
 def _cache_strides(operands: Operands) -> dict[str, int]:
     """Strides of the caches and the block table; a dense cache's batch entries are its pages."""
-    found = {}
+    found: dict[str, int] = {}
     for name, cache in (("k_cache", operands.k_cache), ("v_cache", operands.v_cache)):
         found |= {f"{name}_page": cache.stride(0), f"{name}_row": cache.stride(1), f"{name}_head": cache.stride(2)}
     found["table_batch"] = 0 if operands.block_table is None else operands.block_table.stride(0)

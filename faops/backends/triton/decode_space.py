@@ -1,8 +1,8 @@
 """Tile configs of the KV-cache kernel and the number of splits over the keys.
 
 A config holds ``block_m`` rows (positions times query heads of a group) and ``block_n`` keys a tile, ``num_warps``,
-``num_stages``, the blocks of keys and values in flight at a time, and ``splits`` of the keys, 0 where
-:func:`choose_splits` decides.
+``num_stages``, from which the blocks of keys and values in flight follow (:func:`stages`), and ``splits`` of the keys,
+0 where :func:`choose_splits` decides.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from faops.registry import Config
 
 MAX_SPLITS = 128
 WARPGROUP_ROWS = 64  # of the products that several warps compute together; consumer cards have none
+# Beyond these a thread's 255 registers do not suffice, as compiling the space for 8.0 and 9.0 showed. Products of
+# float32, which run outside the tensor cores, hold more than one copy of their operands.
+TILE_REGISTERS, FLOAT32_TILE_REGISTERS = 192, 50
 # What a program does besides its blocks of keys, and a second kernel, in the time that one block of keys takes:
 # estimates of some microseconds each, not measured.
 PROGRAM_COST = 1.0
@@ -37,7 +40,24 @@ def shared_bytes(config: Config, problem: AttentionProblem, device: DeviceProfil
     page_numbers = 4 * block_n * in_flight if problem.layout == "paged" else 0
     row_maxima = 4 * block_m
     tiles = element * (in_flight * block_n * (wide + wide_v) + block_m * (wide + block_n))
-    return tiles + page_numbers + row_maxima
+    result = 4 * block_m * wide_v  # on its way out, when all the rest is done
+    return max(tiles + page_numbers + row_maxima, result)
+
+
+def tile_registers(config: Config, problem: AttentionProblem) -> float:
+    """Registers that a thread holds for tiles: results, scores, probabilities, and operands of a product."""
+    words = problem.torch_dtype.itemsize / 4
+    wide, wide_v = width(problem.head_dim), width(problem.head_dim_v)
+    block_m, block_n = config.integer("block_m"), config.integer("block_n")
+    held = block_m * wide_v + block_m * block_n * (1 + words) + (block_m + block_n) * wide * words
+    return held / (32 * config.integer("num_warps"))
+
+
+def is_legal(config: Config, problem: AttentionProblem, device: DeviceProfile) -> bool:
+    """Whether it fits the shared memory, and spills next to nothing."""
+    most = FLOAT32_TILE_REGISTERS if problem.dtype == "float32" else TILE_REGISTERS
+    fits = shared_bytes(config, problem, device) <= device.limits.shared_per_block
+    return fits and tile_registers(config, problem) <= most
 
 
 def loads_in_a_row(problem: AttentionProblem) -> int:
@@ -57,34 +77,42 @@ def decode_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
     of the memory busy (its bandwidth times a latency of about a microsecond), more than one block of keys.
     """
     wide = max(width(problem.head_dim), width(problem.head_dim_v))
-    rows = max(LEAST_ROWS, width(problem.seqlen_q * problem.group))
+    rows = most_rows(problem)
     small = device.shared_bytes <= SMALL_SHARED
     if problem.dtype == "float32":
-        few = rows <= 16 and wide <= 128
-        return make_config(min(rows, 32), 32 if wide <= 128 else 16, 4 if few else 8, stages(1, problem))
+        if wide <= 64:
+            return make_config(min(rows, 32), 32, 4 if rows <= 16 else 8, stages(1, problem))
+        return make_config(min(rows, 32 if wide <= 128 else 16), 16, 8, stages(2 if wide <= 128 else 1, problem))
     if rows <= 32:
-        block_n = 64 if wide <= 64 or (wide <= 128 and not small) else 32
-        return make_config(rows, block_n, 4, stages(1 if wide > 128 and small else 2, problem))
-    large = 128 if wide <= 128 else 64
+        block_n, ahead = 64 if wide <= 64 or (wide <= 128 and not small) else 32, 1 if wide > 128 and small else 2
+        if wide > 64 and (problem.bias or problem.mask):
+            block_n, ahead = block_n // 2, ahead * 2  # as many bytes, and registers left for the bias or mask
+        return make_config(rows, block_n, 4, stages(ahead, problem))
+    block_m = min(rows, 128 if wide <= 128 else 64)
     block_n = 32 if wide > 128 or (small and wide > 64) else 64
-    return make_config(min(rows, large), block_n, 4 if min(rows, large) <= 64 and wide <= 128 else 8, stages(1, problem))
+    warps = 4 if block_m <= 64 and wide <= 128 else 8
+    return make_config(block_m, block_n, warps, stages(1, problem))
+
+
+def most_rows(problem: AttentionProblem) -> int:
+    """Rows of a tile that holds all of a KV head's."""
+    return max(LEAST_ROWS, width(problem.seqlen_q * problem.group))
 
 
 def decode_space(problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
     """The legal configs, the default among them."""
     default = decode_default(problem, device)
-    rows = max(LEAST_ROWS, width(problem.seqlen_q * problem.group))
-    largest = 32 if problem.dtype == "float32" else 128
+    rows = most_rows(problem)
+    float32 = problem.dtype == "float32"
     found = [default]
-    for block_m in sorted({min(rows, limit) for limit in (16, 64, largest)}):
-        for block_n in (16, 32) if problem.dtype == "float32" else (32, 64, 128):
+    for block_m in sorted({min(rows, limit) for limit in ((16, 32) if float32 else (64, 128))}):
+        for block_n in (16, 32) if float32 else (32, 64, 128):
             for warps, ahead in ((4, 1), (4, 2), (8, 1), (8, 2)):
                 found.append(make_config(block_m, block_n, warps, stages(ahead, problem)))
     # What splits are best at hangs on how busy a program keeps its multiprocessor, which the model cannot know.
     blocks = -(-visible_keys(problem) // default.integer("block_n"))
     found += [Config({**default, "splits": splits}) for splits in (1, 2, 4, 8, 16, 32, 64) if splits <= blocks]
-    limit = device.limits.shared_per_block
-    return list(dict.fromkeys(config for config in found if shared_bytes(config, problem, device) <= limit))
+    return list(dict.fromkeys(config for config in found if is_legal(config, problem, device)))
 
 
 def visible_keys(problem: AttentionProblem) -> int:

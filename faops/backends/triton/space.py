@@ -133,6 +133,7 @@ def backward_default(problem: AttentionProblem, device: DeviceProfile) -> Config
 def backward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
     """The legal configs, the default among them; those with atomic sums only where order may differ."""
     wide = max(width(problem.head_dim), width(problem.head_dim_v))
+    stages: tuple[int, ...]
     if problem.dtype == "float32":
         tiles, stages = [(16, 16, 4), (16, 16, 8), (32, 16, 8), (32, 32, 8)], (1,)
     elif wide <= 128:

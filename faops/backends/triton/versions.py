@@ -22,21 +22,26 @@ TURING = 75
 MANY_TRUTHS = (3, 4)  # the first version that reads TRITON_INTERPRET=true like 1
 WARP_SPECIALIZATION = (3, 4)  # the first version in which tl.range takes warp_specialize
 TRUTHS = ("1", "true", "yes", "on", "y")
+# Interpreters before this version make numbers of arrays in a way that NumPy has refused since 2.4.
+NUMPY_SAFE = (3, 7)
+STRICT_NUMPY = (2, 4)
 
 _broken: dict[str, str] = {}  # by a device's name: why its kernels turned out not to compile or load
 
 
-@functools.cache
 def installed() -> tuple[int, ...] | None:
     """The version of the installed Triton, such as (3, 9, 0); None without one."""
-    for package in PACKAGES:
-        try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        release = re.match(r"[\d.]*\d", version)
-        return tuple(int(part) for part in release.group().split(".")) if release else (0,)
-    return None
+    return next((version for package in PACKAGES if (version := _version(package))), None)
+
+
+@functools.cache
+def _version(package: str) -> tuple[int, ...] | None:
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    release = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, release.group().split("."))) if release else (0,)
 
 
 def has_warp_specialization() -> bool:
@@ -64,21 +69,30 @@ def missing(device: DeviceProfile) -> Iterator[str]:
     if version is None:
         yield f"Triton is not installed: {INSTALL}"
     elif version < LEAST:
-        found, least = (".".join(map(str, numbers)) for numbers in (version, LEAST))
-        yield f"Triton {found} is too old, {least} or newer is needed: {INSTALL}"
+        yield f"Triton {_text(version)} is too old, {_text(LEAST)} or newer is needed: {INSTALL}"
     if device.vendor == "nvidia":
         yield from _missing_on_nvidia(device)
     elif device.torch_type == "cpu":
-        yield from _missing_on_cpu()
+        yield from _missing_on_cpu(version or LEAST)
     else:
         yield f"it runs on NVIDIA GPUs, not on {device.name}"
 
 
-def _missing_on_cpu() -> Iterator[str]:
+def _text(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _missing_on_cpu(version: tuple[int, ...]) -> Iterator[str]:
     if not interpreting():
         yield "it runs on NVIDIA GPUs; TRITON_INTERPRET=1 runs it on a CPU, slowly"
     elif not interpreted():
         yield "TRITON_INTERPRET=1 came after Triton was imported: set it before the program starts"
+    numpy = _version("numpy") or STRICT_NUMPY
+    if version < NUMPY_SAFE and numpy >= STRICT_NUMPY:
+        yield (
+            f"the interpreter of Triton {_text(version)} does not work with NumPy {_text(numpy)}: "
+            f"pip install 'numpy<{_text(STRICT_NUMPY)}', or Triton {_text(NUMPY_SAFE)}"
+        )
 
 
 def _missing_on_nvidia(device: DeviceProfile) -> Iterator[str]:

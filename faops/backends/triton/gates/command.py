@@ -1,4 +1,4 @@
-"""The gates: ``python -m faops.backends.triton.gates`` checks compiled kernels; docs/kernels/triton_gates.md explains them.
+"""The gates: ``python -m faops.backends.triton.gates`` checks compiled kernels; docs/kernels/triton_gates.md tells how.
 
 Exits with 1 when a kernel fails, with 2 when Triton is missing or an argument is wrong.
 """
@@ -31,14 +31,13 @@ def check_all(cases: Sequence[Case], processes: int, cache: str = "") -> Iterato
     """The results in order, as they come. Compiles in processes of its own, which keep Triton's files in ``cache``,
     or in a folder that is deleted at the end.
     """
-    with tempfile.TemporaryDirectory(prefix="faops-gates-") as folder:
-        with _pool(processes, cache or folder) as pool:
-            futures = [pool.submit(check_case, case) for case in cases]
-            for case, future in zip(cases, futures):
-                try:
-                    yield from future.result()
-                except BrokenProcessPool:  # takes down all that wait, so each of them gets a process of its own
-                    yield from _check_alone(case, cache or folder)
+    with tempfile.TemporaryDirectory(prefix="faops-gates-") as folder, _pool(processes, cache or folder) as pool:
+        futures = [pool.submit(check_case, case) for case in cases]
+        for case, future in zip(cases, futures):
+            try:
+                yield from future.result()
+            except BrokenProcessPool:  # takes down all that wait, so each of them gets a process of its own
+                yield from _check_alone(case, cache or folder)
 
 
 def _check_alone(case: Case, cache: str) -> list[GateResult]:

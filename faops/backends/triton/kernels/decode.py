@@ -46,8 +46,10 @@ def _attend(
     d, d_v = tl.arange(0, WIDTH)[None, :], tl.arange(0, WIDTH_V)[None, :]
     for key in tl.range(first, last, BLOCK_N):
         visible = (key + n >= pad) & (key + n < length)
-        if GATHER:
+        if GATHER and EDGE:
             page, slot = locate(block_table, own_page, key + n, visible, PAGE_SIZE)
+        elif GATHER:
+            page, slot = locate(block_table, own_page, key + n, None, PAGE_SIZE)
         else:
             page, slot = locate(block_table, own_page, key, None, PAGE_SIZE)
         rows = cache_rows(k, page, slot, k_page, k_row)
@@ -99,8 +101,7 @@ def _key_runs(position, last_position, seqlen_q, pad, length, split, splits, win
         high = tl.minimum(length, last_position + shift + window_right + 1)
         full_high = tl.maximum(tl.minimum(length, position + shift + window_right + 1), 0)
     first_block = low // BLOCK_N
-    blocks = tl.cdiv(tl.maximum(high, low), BLOCK_N) - first_block
-    blocks = tl.where(high > low, blocks, 0)
+    blocks = tl.where(high > low, tl.cdiv(high, BLOCK_N) - first_block, 0)
     share, left_over = blocks // splits, blocks % splits
     low = (first_block + split * share + tl.minimum(split, left_over)) * BLOCK_N
     high = low + (share + tl.where(split < left_over, 1, 0)) * BLOCK_N
