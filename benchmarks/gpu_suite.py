@@ -3,12 +3,13 @@
     python -m benchmarks.gpu_suite                        everything; some 25 minutes
     python -m benchmarks.gpu_suite --quick                a look in some minutes; results go to build/benchmarks
     python -m benchmarks.gpu_suite --only wrappers        one section; may be given several times
-    python -m benchmarks.gpu_suite --emulate a100 --only wrappers     the same kernels in the emulator, without a GPU
+    python -m benchmarks.gpu_suite --emulate a100 --only wrappers     the same kernels on the CPU, without a GPU
 
 Sections: "wrappers" tries each wrapper of csrc/ptx.cuh by itself and records the answers, which tests later hold the
-emulator against; "correctness" holds every kernel and config to the accuracy rule; "graph" captures CUDA graphs and
-launches from streams and threads; "timing" measures against PyTorch's kernels. What goes wrong is collected: nothing
-stops the rest. Exit status: 0 all well, 1 something was wrong, 2 there is nothing to run on.
+emulator against; "correctness" and "triton_correctness" hold every kernel and config of a backend to the accuracy rule;
+"graph" captures CUDA graphs and launches from streams and threads; "timing" measures forwards of both backends against
+PyTorch's, "triton_timing" backwards and decoding. What goes wrong is collected: nothing stops the rest. Exit status: 0
+all well, 1 something was wrong, 2 there is nothing to run on.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from typing import Any
 import torch
 
 from benchmarks import record
-from benchmarks.gpu import compiling, fixtures, report
+from benchmarks.gpu import compiling, fixtures, report, triton_compile
 from benchmarks.gpu.options import SECTIONS, Options
 from benchmarks.gpu.outcome import Outcome
-from benchmarks.gpu.supervisor import Section
+from benchmarks.gpu.supervisor import Section, run_side_by_side
 from benchmarks.gpu.wrappers import ANSWER
 from faops.architectures import KNOWN_DEVICES
 from faops.autotune.files import write_whole
@@ -38,12 +39,20 @@ from faops.device import DeviceProfile, detect, known
 NAME = "gpu"
 BUDGET = 1500.0
 # Parts of the time left that the sections may take, weighed against those still to come.
-WEIGHTS = {"wrappers": 2.0, compiling.SECTION: 4.0, "correctness": 6.0, "graph": 2.0, "timing": 10.0}
+WEIGHTS = {
+    "wrappers": 2.0, "triton_correctness": 5.0, compiling.SECTION: 4.0, "correctness": 5.0, "graph": 2.0,
+    triton_compile.SECTION: 4.0, "timing": 8.0, "triton_timing": 8.0,
+}  # fmt: skip
+# What is compiled beforehand for which sections, and what runs in as many processes as there are cores.
+BEFORE = {compiling.SECTION: ("correctness",), triton_compile.SECTION: ("timing", "triton_timing")}
+SIDE_BY_SIDE = ("triton_correctness", triton_compile.SECTION)
+RAW = ("wrappers", "correctness")  # sections that run nothing but raw CUDA kernels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parse(arguments)
-    if reason := unusable(parsed.emulate):
+    sections = chosen(parsed.only, parsed.emulate)
+    if reason := unusable(parsed.emulate, sections):
         print(reason, file=sys.stderr)
         return 2
     profile = known(parsed.emulate) if parsed.emulate else detect("cuda")
@@ -52,9 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result["emulated"] = parsed.emulate
     result["software"] = _software(parsed.emulate)
     print(report.heading(profile, result), flush=True)
-    sections = [section for section in SECTIONS if not parsed.only or section in parsed.only]
-    if "correctness" in sections and not parsed.emulate:
-        sections.insert(sections.index("correctness"), compiling.SECTION)
     deadline = time.time() + parsed.budget
     outcomes: list[Outcome] = []
     folder = parsed.out
@@ -69,19 +75,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(outcome.bad for outcome in outcomes))
 
 
-def unusable(card: str) -> str:
-    """Why the suite cannot run here, on the emulated ``card`` or else on a CUDA device; "" if it can."""
+def chosen(only: Sequence[str] | None, card: str) -> list[str]:
+    """The sections to run, in their order, with those that compile for others before them."""
+    sections = [section for section in SECTIONS if not only or section in only]
+    for first, users in () if card else BEFORE.items():
+        if places := [sections.index(user) for user in users if user in sections]:
+            sections.insert(min(places), first)
+    return sections
+
+
+def unusable(card: str, sections: Sequence[str]) -> str:
+    """Why ``sections`` cannot run here, on the emulated ``card`` or else on a CUDA device; "" if they can."""
+    raw = any(section in RAW for section in sections)
     if card:
-        return emulator.missing() or ""
+        return (emulator.missing() or "") if raw else ""
     if not torch.cuda.is_available() or torch.version.hip:
         return "no NVIDIA GPU: torch.cuda sees none. --emulate a100 runs the same kernels on the CPU, slowly"
-    return nvrtc.probe()
+    return nvrtc.probe() if raw else ""
 
 
 def _run(section: str, options: Options, profile: DeviceProfile, until: float, jobs: int) -> list[Outcome]:
     if section == compiling.SECTION:
         kernels = compiling.sources(options, profile)
         return compiling.compile_all(kernels, profile.arch, jobs, until, report.show)
+    if section in SIDE_BY_SIDE:
+        return run_side_by_side(section, options, until, report.show, jobs)
     return Section(section, options, until, report.show).run()
 
 
@@ -130,9 +148,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS",
                         help=f"begin nothing new after that time (default {BUDGET:g})")  # fmt: skip
     parser.add_argument("--seed", type=int, default=None, help="of all random inputs (default: a new one)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes side by side",
+    )
     parser.add_argument("--emulate", default="", choices=cards, metavar="CARD",
-                        help=f"run in the emulator as one of {', '.join(cards)}")  # fmt: skip
+                        help=f"run on the CPU, emulated or interpreted, as one of {', '.join(cards)}")  # fmt: skip
     parsed = parser.parse_args(arguments)
     if parsed.budget <= 0 or parsed.jobs < 1:
         parser.error("--budget and --jobs must be positive")

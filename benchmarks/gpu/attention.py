@@ -117,7 +117,7 @@ def attention_inputs(case: Case, tensors: Inputs, seed: int, device: torch.devic
         max_seqlen_q=case.seqlen_q, max_seqlen_k=case.seqlen_k,
         window_left=left, window_right=0 if options.get("causal") else right,
         scale=options.get("scale", case.head_dim**-0.5), softcap=options.get("softcap", 0.0), dropout_p=dropout,
-        deterministic=False, need_lse=True, backend="",
+        deterministic=options.get("deterministic", False), need_lse=True, backend="",
     )  # fmt: skip
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-SECTIONS = ("wrappers", "correctness", "graph", "timing")
+SECTIONS = ("wrappers", "triton_correctness", "correctness", "graph", "timing", "triton_timing")
 
 
 @dataclass(frozen=True)
 class Options:
-    """``card`` is an emulated card's short name, or "" for the CUDA device. ``seed`` draws all random inputs."""
+    """``card`` is an emulated card's short name, or "" for the CUDA device. ``seed`` draws all random inputs.
+
+    A section may be cut into ``parts``, of which a process does number ``part``.
+    """
 
     quick: bool = False
     card: str = ""
     seed: int = 0
+    part: int = 0
+    parts: int = 1
 
     def text(self) -> str:
         return json.dumps(asdict(self))

@@ -13,8 +13,10 @@ from faops.device import DeviceProfile
 
 STATUSES: tuple[Status, ...] = ("ok", "wrong", "lost", "hung", "skipped", "not run")
 NAME_WIDTH = 70
+SECTION_WIDTH = 18
 SHOWN_BAD = 25
-PEERS = ("cudnn", "flash", "efficient", "flex")
+SPILLS = ("spill_store_bytes", "spill_bytes")  # of a raw CUDA kernel, and of the Triton kernels of a call
+RATES = {"teraflops": "TFLOP/s", "gigabytes": "GB/s", "of_copy_bandwidth": "of a copy's"}
 
 
 def heading(profile: DeviceProfile, result: dict[str, Any]) -> str:
@@ -26,14 +28,15 @@ def heading(profile: DeviceProfile, result: dict[str, Any]) -> str:
 
 
 def show(outcome: Outcome) -> None:
-    """One line for what is not simply ok; the figures of a race."""
-    if outcome.status == "ok" and "teraflops" not in outcome.data:
+    """One line for what is not simply ok, or has rates to show."""
+    rates = {unit: outcome.data[name] for name, unit in RATES.items() if name in outcome.data}
+    if outcome.status == "ok" and not rates:
         return
     text = f"{outcome.status:8} {outcome.name[:NAME_WIDTH]}"
     if outcome.status != "ok":
         text += f": {first_line(outcome)}"
-    if "teraflops" in outcome.data:
-        text += "  TFLOP/s " + " ".join(f"{name} {value}" for name, value in outcome.data["teraflops"].items())
+    for unit, values in rates.items():
+        text += f"  {unit} " + ", ".join(f"{name} {value}" for name, value in values.items())
     print(text, flush=True)
 
 
@@ -51,11 +54,11 @@ def entry(outcome: Outcome) -> dict[str, Any]:
 def table(outcomes: Sequence[Outcome]) -> str:
     """A row a section, the ratios against each peer, then everything that was wrong."""
     sections = list(dict.fromkeys(outcome.section for outcome in outcomes))
-    lines = ["section       " + "".join(f"{status:>9}" for status in STATUSES) + "  seconds"]
+    lines = ["section".ljust(SECTION_WIDTH) + "".join(f"{status:>9}" for status in STATUSES) + "  seconds"]
     for section in sections:
         mine = [outcome for outcome in outcomes if outcome.section == section]
         counts = "".join(f"{sum(outcome.status == status for outcome in mine):9}" for status in STATUSES)
-        lines.append(f"{section:14}{counts}{sum(outcome.seconds for outcome in mine):9.1f}")
+        lines.append(f"{section:{SECTION_WIDTH}}{counts}{sum(outcome.seconds for outcome in mine):9.1f}")
     lines += [*_spills(outcomes), *_ratios(outcomes)]
     bad = [outcome for outcome in outcomes if outcome.bad]
     lines += [f"{outcome.status.upper()} {outcome.section}: {outcome.name}: {first_line(outcome)}"
@@ -67,19 +70,20 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _spills(outcomes: Iterable[Outcome]) -> list[str]:
-    spilling = [outcome for outcome in outcomes if outcome.data.get("spill_store_bytes")]
+    spilling = [outcome for outcome in outcomes if any(outcome.data.get(name) for name in SPILLS)]
     return [f"{len(spilling)} kernels spill registers"] if spilling else []
 
 
 def _ratios(outcomes: Iterable[Outcome]) -> list[str]:
     """How many times as fast each of ours is as each peer: median over the shapes, and the extremes."""
-    found: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str, str], list[float]] = {}
     for outcome in outcomes:
+        kind = outcome.data.get("kind", "forward")
         for ours, ratios in outcome.data.get("ratios", {}).items():
             for peer, ratio in ratios.items():
-                found.setdefault((ours, peer), []).append(ratio["of_pairs"])
+                found.setdefault((kind, ours, peer), []).append(ratio["of_pairs"])
     return [
-        f"{ours} against {peer}: {statistics.median(values):.2f} times as fast "
+        f"{kind}: {ours} against {peer}: {statistics.median(values):.2f} times as fast "
         f"({min(values):.2f} to {max(values):.2f}, {len(values)} shapes)"
-        for (ours, peer), values in sorted(found.items())
+        for (kind, ours, peer), values in sorted(found.items())
     ]

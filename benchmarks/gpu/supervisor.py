@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +25,9 @@ START_PATIENCE = 300.0  # for a process to begin: torch is imported, a context i
 POLL = 0.05
 STOP_SECONDS = 10.0
 ERROR_LINES = 8
+
+# A process among many: the others have the other cores.
+ONE_CORE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 Show = Callable[[Outcome], None]
 
@@ -54,7 +60,9 @@ class Section:
         command = [sys.executable, "-m", "benchmarks.gpu.worker", self.name, self._options.text(), str(self._next),
                    str(self._deadline), str(lines)]  # fmt: skip
         with errors.open("wb") as said, lines.open(encoding="utf-8") as file:
-            child = subprocess.Popen(command, cwd=record.ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            child = subprocess.Popen(
+                command, cwd=record.ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=self._environment()
+            )
             try:
                 hung, running = self._follow(child, file)
             finally:
@@ -68,6 +76,14 @@ class Section:
             self._add(Outcome(self.name, running, "lost", detail))
         elif child.returncode not in (0, LOST):
             self._add(Outcome(self.name, "starting", "lost", f"the process ended with {child.returncode}\n{tail}"))
+
+    def _environment(self) -> dict[str, str]:
+        found = dict(os.environ)
+        if self._options.card:
+            found["TRITON_INTERPRET"] = "1"
+        if self._options.parts > 1:
+            found.update(ONE_CORE)
+        return found
 
     def _follow(self, child: subprocess.Popen[bytes], file: IO[str]) -> tuple[bool, str]:
         """Read what the process finds until it ends: whether it hung, and the item it was at ("" for none)."""
@@ -104,6 +120,18 @@ class Section:
     def _add(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
         self._show(outcome)
+
+
+def run_side_by_side(
+    name: str, options: Options, deadline: float, show: Show, processes: int, patience: float = PATIENCE
+) -> list[Outcome]:
+    """Run a section in ``processes`` at a time, each with its part of the items."""
+    parts = [
+        Section(name, replace(options, part=part, parts=processes), deadline, show, patience)
+        for part in range(processes)
+    ]
+    with ThreadPoolExecutor(processes) as threads:
+        return [outcome for found in threads.map(Section.run, parts) for outcome in found]
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

@@ -24,7 +24,8 @@ LOST_DETAIL = "the CUDA context did not survive it"
 def main(arguments: Sequence[str]) -> int:
     section, text, first, deadline, path = arguments
     module = importlib.import_module(section if "." in section else f"benchmarks.gpu.{section}")
-    items: list[Item] = module.items(Options.of_text(text))
+    options = Options.of_text(text)
+    items: list[Item] = module.items(options)[options.part :: options.parts]
     with Path(path).open("a", encoding="utf-8") as file:
         write(file, json.dumps({"items": len(items)}))
         for number, item in enumerate(items):

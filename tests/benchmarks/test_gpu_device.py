@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import contenders, graph, timing
+from benchmarks.gpu import (
+    contenders,
+    contenders_backward,
+    contenders_decode,
+    graph,
+    launched,
+    racing,
+    timing,
+    triton_timing,
+)  # fmt: skip
 from benchmarks.gpu.contenders import Shape
+from benchmarks.gpu.contenders_decode import Cache
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.outcome import SkipError, WrongError
+from benchmarks.gpu.triton_calls import kernel_of
+from faops import dispatch
 from faops.backends.cuda_raw import emulator, nvrtc
 from faops.backends.cuda_raw.specialize import Specialised
+from faops.backends.triton import launch as triton_launch
+from faops.backends.triton.launch import Launch, Tensors
 from faops.device import known
 from faops.errors import CaptureError
 from faops.operands import Operands
+from faops.registry import Config, Kernel
 
 A100 = known("a100")
 SHAPE = Shape(48, 32, True, "float16")
+interpret = triton_launch.launch
 
 
 class FakeEvent:
@@ -45,25 +62,33 @@ class FakeEvent:
 
 
 class FakeCuda:
-    """A device that is the emulator: captures keep launches for their replays, and refuse kernels not yet loaded."""
+    """A device that is the emulator, and Triton's interpreter: captures keep launches for their replays, and refuse
+    kernels not yet loaded.
+    """
 
     def __init__(self) -> None:
-        self.loaded: set[str] = set()
-        self.capture: list[tuple[Specialised, Operands]] | None = None
+        self.loaded: set[Hashable] = set()
+        self.capture: list[Callable[[], None]] | None = None
         self.broken = False  # launches do nothing
 
     def launch(self, kernel: Specialised, operands: Operands) -> None:
+        self._enqueue(kernel.source.digest(), lambda: emulator.launch(kernel, operands, A100.arch))
+
+    def launch_triton(self, key: Hashable, tensors: Tensors, build: Callable[[], Launch]) -> None:
+        self._enqueue(key, lambda: interpret(key, tensors, build))
+
+    def _enqueue(self, key: Hashable, run: Callable[[], None]) -> None:
         if self.capture is not None:
-            if kernel.source.digest() not in self.loaded:
+            if key not in self.loaded:
                 raise CaptureError("a graph is being captured")
-            self.capture.append((kernel, operands))
+            self.capture.append(run)
             return
-        self.loaded.add(kernel.source.digest())
+        self.loaded.add(key)
         if not self.broken:
-            emulator.launch(kernel, operands, A100.arch)
+            run()
 
     @contextlib.contextmanager
-    def graph(self, made: list[tuple[Specialised, Operands]]) -> Iterator[None]:
+    def graph(self, made: list[Callable[[], None]]) -> Iterator[None]:
         self.capture = made
         yield
         self.capture = None
@@ -71,10 +96,11 @@ class FakeCuda:
     def new_graph(self) -> Any:
         fake = self
 
-        class Graph(list[tuple[Specialised, Operands]]):
+        class Graph(list[Callable[[], None]]):
             def replay(self) -> None:
-                for kernel, operands in self:
-                    fake.launch(kernel, operands)
+                for run in self:
+                    if not fake.broken:
+                        run()
 
         return Graph()
 
@@ -86,19 +112,26 @@ def cuda(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Fak
     cache = getattr(request.config, "cache", None)
     if cache is not None:
         monkeypatch.setenv("FAOPS_CACHE_DIR", str(cache.mkdir("gpu_suite")))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when a kernel is imported
+    dispatch.forget()
     fake = FakeCuda()
-    for module in (contenders, graph, timing):
+    for module in (contenders, contenders_backward, contenders_decode, graph, launched, timing, triton_timing):
         monkeypatch.setattr(module, "detect", lambda device: A100)
     for module in (contenders, graph):
         monkeypatch.setattr(module, "DEVICE", "cpu")
+    for module in (contenders, launched):
         monkeypatch.setattr(module, "launch", fake.launch)
-    small = {"seqlen_q": 40, "seqlen_k": 50, "head_dim": 16, "head_dim_v": 16}
-    for name, value in {"SHAPE": small, "FAR": 10_000, "MANY_HEADS": 30, "REPEATS": 2}.items():
+    monkeypatch.setattr(triton_launch, "launch", fake.launch_triton)
+    small = {"seqlen_q": 40, "seqlen_k": 50, "heads_q": 1, "heads_kv": 1, "head_dim": 16, "head_dim_v": 16}
+    of_decode = {"capacity": 40, "head_dim": 16}
+    smaller = {"SHAPE": small, "DECODE_SHAPE": of_decode, "FAR": 10_000, "MANY_HEADS": 30, "REPEATS": 2, "THREADS": 2,
+               "PUBLIC_TOKENS": 40}  # fmt: skip
+    for name, value in smaller.items():
         monkeypatch.setattr(graph, name, value)
     monkeypatch.setattr(contenders, "TOKENS", 96)
     monkeypatch.setattr(contenders, "WIDTH", 64)
-    monkeypatch.setattr(contenders, "MIN_TIMED", 1e-6)
-    monkeypatch.setattr(timing, "QUICK_EFFORT", timing.Effort(0.01, 2, 3, 0))
+    monkeypatch.setattr(racing, "MIN_TIMED", 1e-6)
+    monkeypatch.setattr(racing, "QUICK_EFFORT", racing.Effort(0.0, 2, 2, 0))
     nothing = lambda *rest: None  # noqa: E731
     fakes: dict[str, Any] = {
         "CUDAGraph": fake.new_graph, "graph": fake.graph, "Event": FakeEvent, "Stream": FakeEvent,
@@ -114,12 +147,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Fak
 # ---------------------------------------------------------------------------------------------- launching
 
 
-def tried() -> list[Any]:
-    """Every item of the section for one family."""
-    return [item for item in graph.items(Options()) if item.name.startswith("sm80")]
+def tried(*kinds: str) -> list[Any]:
+    """Every item of the section for these kinds of kernels."""
+    return [item for item in graph.items(Options()) if item.name.startswith(kinds)]
 
 
-@pytest.mark.parametrize("item", tried(), ids=lambda item: item.name)
+@pytest.mark.parametrize("item", tried("sm80", *graph.TRITON), ids=lambda item: item.name)
 def test_launching_items(cuda: FakeCuda, item: Any) -> None:
     """Each goes through on a device that does right, and finds out one that computes nothing."""
     if "second device" in item.name:
@@ -134,15 +167,30 @@ def test_launching_items(cuda: FakeCuda, item: Any) -> None:
         item.run()
 
 
+@pytest.mark.parametrize("item", [item for item in tried("attention") if "triton" in item.name], ids=lambda i: i.name)
+def test_public_calls_under_capture(cuda: FakeCuda, item: Any) -> None:
+    """A fresh CUDA graph needs the kernels loaded, which the plain call before it sees to."""
+    assert item.run() == {}
+    cuda.broken = True
+    with pytest.raises(AssertionError):
+        item.run()
+
+
 def test_a_capture_that_loads_is_found(cuda: FakeCuda) -> None:
     cuda.loaded = _Everything()
     with pytest.raises(AssertionError, match="CaptureError"):
         graph.loading_under_capture("sm80", 1)
 
 
-class _Everything(set[str]):
+class _Everything(set[Hashable]):
     def __contains__(self, key: object) -> bool:
         return True
+
+
+def test_too_little_memory_for_far_strides(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**10, 2**60))
+    with pytest.raises(SkipError, match="memory"):
+        graph.far_strides("triton forward", 1)
 
 
 def test_a_launch_that_takes_memory_is_found(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,10 +199,11 @@ def test_a_launch_that_takes_memory_is_found(cuda: FakeCuda, monkeypatch: pytest
         graph.no_memory("sm80", 1)
 
 
-def test_a_launch_that_waits_is_found(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["sm80", "triton decode"])
+def test_a_launch_that_waits_is_found(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(FakeEvent, "query", lambda self: True)
     with pytest.raises(AssertionError, match="waited"):
-        graph.no_synchronisation("sm80", 1)
+        graph.no_synchronisation(kind, 1)
 
 
 # ---------------------------------------------------------------------------------------------- timing
@@ -164,41 +213,145 @@ def _no_flex(*rest: Any) -> Tensor:
     raise RuntimeError("not compiled here")
 
 
-def test_race(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contenders, "_flex", _no_flex)
+@pytest.fixture
+def no_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "flex", _no_flex)
+
+
+@pytest.mark.usefixtures("no_flex")
+def test_race(cuda: FakeCuda) -> None:
     data = timing.race(SHAPE, quick=True)
-    assert {"sm80", "sm75", "faops", "flash"} <= data["times"].keys()
+    assert {"sm80", "sm75", "triton", "faops", "flash"} <= data["times"].keys()
     assert "not compiled here" in data["absent"]["flex"] and "flex" not in data["times"]
-    assert data["ratios"]["sm80"]["flash"]["of_pairs"] > 0
+    assert data["ratios"]["sm80"]["flash"]["of_pairs"] > 0 and data["ratios"]["triton"]["flash"]["of_pairs"] > 0
     assert data["shape"]["flops"] == 4 * 2 * 2 * 48 * 48 * 32 / 2
     for name, figure in data["times"].items():
-        assert figure["n"] >= 2 and data["difference"][name] <= timing.TOLERANCE["float16"]
+        assert figure["n"] >= 2 and data["difference"][name] <= racing.TOLERANCE["float16"]
         assert data["teraflops"][name] == pytest.approx(SHAPE.flops / figure["median"] / 1e12, abs=0.01)
 
 
+@pytest.mark.usefixtures("no_flex")
 def test_race_with_a_wrong_kernel(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not timed, and what the others took is kept."""
-    monkeypatch.setattr(contenders, "_flex", _no_flex)
     monkeypatch.setattr(contenders, "launch", lambda kernel, operands: operands.out.fill_(0.5))
     with pytest.raises(WrongError, match="sm80: its result differs") as caught:
         timing.race(SHAPE, quick=True)
     assert "sm80" not in caught.value.data["times"] and "flash" in caught.value.data["times"]
 
 
+def test_no_triton_on_turing(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "detect", lambda device: known("t4"))
+    assert "triton" not in contenders.all_of(SHAPE) and "triton" not in contenders_backward.all_backward(SHAPE)
+
+
+def test_nan_is_no_agreement(cuda: FakeCuda) -> None:
+    truth = torch.ones(3, 2)
+    right = truth.view(1, 3, 1, 2)
+    made = {"one": lambda: lambda: (right, right), "other": lambda: lambda: (right * torch.nan, right)}
+    good, reasons, _ = racing.agreeing(made, (), (truth, truth), 0.1)
+    assert good == ["one"] and "differs by nan" in reasons["other"]
+
+
+@pytest.mark.usefixtures("no_flex")
+def test_backward_race(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = Shape(32, 16, True, "float16")
+    shrink_attention(monkeypatch)
+    data = triton_timing.backward(shape, quick=True)
+    assert {"triton", "triton atomic", "faops", "faops triton", "flash"} <= data["times"].keys()
+    assert data["ratios"]["triton"]["flash"]["of_pairs"] > 0 and "not compiled here" in data["absent"]["flex"]
+    median = data["times"]["triton"]["median"]
+    assert data["teraflops"]["triton"] == pytest.approx(2.5 * shape.flops / median / 1e12, abs=0.01)
+    cuda.broken = True
+    with pytest.raises(WrongError, match="triton: its result differs"):
+        triton_timing.backward(shape, quick=True)
+
+
+def test_gradient_truth_is_what_autograd_says() -> None:
+    q, k, v = (torch.randn(2, 20, 3, 8).requires_grad_() for _ in range(3))
+    dout = torch.randn_like(q)
+    by_heads = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(*by_heads, is_causal=True).transpose(1, 2)
+    assert torch.allclose(contenders.truth(q, k, v, True), out[-1, :, -1], atol=1e-5)
+    expected = torch.autograd.grad(out, (q, k, v), dout)
+    for mine, other in zip(contenders.gradient_truth(q, k, v, dout, True), expected):
+        assert torch.allclose(mine, other[-1, :, -1], atol=1e-5)
+
+
+@pytest.mark.usefixtures("no_flex")
+def test_decode_race(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every page size gives what the dense cache gives, and the rates are those of the cache's bytes."""
+    shrink_decode(monkeypatch)
+    cache = Cache(2, 32, "float16")
+    data = triton_timing.decode(cache, quick=True)
+    ours = {"triton dense", "triton paged 16", "triton paged 4", "faops", "faops triton"}
+    assert ours <= data["times"].keys() and "flash" in data["times"] and ours == data["ratios"].keys()
+    assert cache.bytes == 2 * 2 * 32 * 16 * 2
+    medians = {name: figures["median"] for name, figures in data["times"].items()}
+    copied, read = 2 * cache.bytes / medians["copy"], cache.bytes / medians["flash"]
+    assert data["gigabytes"]["copy"] == pytest.approx(copied / 1e9, abs=0.01)
+    assert data["of_copy_bandwidth"]["flash"] == pytest.approx(read / copied, abs=1e-4) and read > 0
+    cuda.broken = True
+    with pytest.raises(WrongError, match="triton dense: its result differs"):
+        triton_timing.decode(cache, quick=True)
+
+
+def shrink_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One head of one sequence at head dim 16."""
+    monkeypatch.setattr(contenders, "TOKENS", 32)
+    monkeypatch.setattr(contenders, "WIDTH", 16)
+
+
+def shrink_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"HEADS": 2, "HEADS_KV": 1, "HEAD_DIM": 16, "PAGE_SIZES": (16, 4)}
+    for name, value in small.items():
+        monkeypatch.setattr(contenders_decode, name, value)
+
+
+def ranked(data: dict[str, Any], count: int) -> bool:
+    """Whether that many configs are there, the fastest first, the default among them."""
+    medians = [one["times"]["median"] for one in data["configs"]]
+    default = data["default"] in {one["config"] for one in data["configs"]}
+    return len(medians) == count and medians == sorted(medians) and default and not data["absent"]
+
+
 def test_configs(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "CONFIG_LENGTH", 48)
     monkeypatch.setattr(timing, "space", lambda *rest: list(graph.FRESH[:1]))
     data = timing.configs("sm80", 32, quick=True)
-    assert len(data["configs"]) == 2 and data["default"] in {one["config"] for one in data["configs"]}
-    medians = [one["times"]["median"] for one in data["configs"]]
-    assert medians == sorted(medians) and not data["absent"]
+    assert ranked(data, 2) and all(one["teraflops"] >= 0 for one in data["configs"])
+
+
+def test_configs_of_triton(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward, backward and decode: what is ranked is what the kernel offers."""
+    shrink_decode(monkeypatch)
+    shrink_attention(monkeypatch)
+    for module in (timing, triton_timing):
+        monkeypatch.setattr(module, "CONFIG_LENGTH", 32)
+    for op in ("forward", "backward", "decode"):
+        kernel = kernel_of(op)
+        monkeypatch.setattr(kernel, "configs", functools.partial(two_configs, kernel, kernel.configs))
+    assert ranked(timing.configs("triton", 16, quick=True), 2)
+    assert ranked(triton_timing.backward_configs(16, quick=True), 2)
+    for page_size in (4, 0):
+        assert ranked(triton_timing.decode_configs(Cache(2, 32), page_size, quick=True), 2)
+
+
+def two_configs(kernel: Kernel, configs: Callable[..., list[Config]], *asked: Any) -> list[Config]:
+    """The default config and another one."""
+    default = kernel.default_config(*asked)
+    return [default, next(config for config in configs(*asked) if config != default)]
 
 
 def test_host_time(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "HOST_CALLS", 10)
+    monkeypatch.setattr(timing, "HOST_TOKENS", 16)
     monkeypatch.setenv("FAOPS_EMULATE", "a100")
+    dispatch.forget()
     found = timing.host_time()
-    assert {"faops", "faops forced", "sdpa", "sm80 launch", "sm75 launch"} == found.keys()
+    assert found.keys() == {
+        "faops", "faops cuda_raw", "faops triton", "sdpa", "sm80 launch", "sm75 launch", "triton launch",
+        "triton repeated launch", "triton fn[grid]",
+    }  # fmt: skip
     assert all(one["median"] > 0 for one in found.values())
 
 
@@ -209,8 +362,11 @@ def test_first_call(cuda: FakeCuda) -> None:
         assert 0 < figures["from_disk"] < figures["compile"]
 
 
-def test_items_of_both_sections() -> None:
-    assert len(timing.items(Options(quick=True))) < len(timing.items(Options()))
-    for item in (*graph.items(Options(card="a100"))[:1], *timing.items(Options(card="a100"))[:1]):
+def test_items_of_all_sections() -> None:
+    for module in (timing, triton_timing):
+        quick, whole = ([item.name for item in module.items(Options(quick=quick))] for quick in (True, False))
+        assert len(quick) < len(whole) and len(set(whole)) == len(whole)
+    for module in (graph, timing, triton_timing):
         with pytest.raises(SkipError, match="emulator"):
-            item.run()
+            module.items(Options(card="a100"))[0].run()
+    assert all(cache.bytes >= 10**9 for cache in triton_timing.CACHES)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_suite
-from benchmarks.gpu import attention, compiling, correctness, report, supervisor
+from benchmarks.gpu import attention, compiling, correctness, report, supervisor, triton_compile
 from benchmarks.gpu.attention import FAMILIES, Trial, hold
 from benchmarks.gpu.options import SECTIONS, Options
 from benchmarks.gpu.outcome import Item, Outcome, SkipError, WrongError, perform
@@ -131,7 +131,7 @@ def test_emulated_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], kernel
 
 
 def test_exit_status_of_what_was_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_suite, "unusable", lambda card: "")
+    monkeypatch.setattr(gpu_suite, "unusable", lambda card, sections: "")
     for status, expected in (("ok", 0), ("skipped", 0), ("not run", 0), ("wrong", 1), ("lost", 1), ("hung", 1)):
         outcome = Outcome("graph", "x", status)  # type: ignore[arg-type]
         monkeypatch.setattr(gpu_suite, "_run", lambda *rest, outcome=outcome: [outcome])
@@ -139,13 +139,46 @@ def test_exit_status_of_what_was_wrong(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_time_is_shared_out() -> None:
-    sections = ["wrappers", compiling.SECTION, "correctness", "graph", "timing"]
+    sections = gpu_suite.chosen(None, "")
     left = 100.0
     for index in range(len(sections)):
         part = gpu_suite._share(sections[index:])
         assert 0 < part <= 1
         left -= left * part
-    assert left == 0 and set(sections) - {compiling.SECTION} == set(SECTIONS)
+    assert left == 0 and set(sections) == {*SECTIONS, *gpu_suite.BEFORE} == set(gpu_suite.WEIGHTS)
+
+
+def test_what_compiles_beforehand_comes_once_and_first() -> None:
+    assert gpu_suite.chosen(None, "a100") == list(SECTIONS)
+    assert gpu_suite.chosen(["graph"], "") == ["graph"]
+    assert gpu_suite.chosen(["correctness"], "") == [compiling.SECTION, "correctness"]
+    for only in (["timing"], ["triton_timing"], ["triton_timing", "timing"]):
+        sections = gpu_suite.chosen(only, "")
+        assert sections[0] == triton_compile.SECTION and sorted(sections[1:]) == sorted(only)
+
+
+def test_sections_of_triton_need_no_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(nvrtc, "probe", lambda: "no NVRTC")
+    monkeypatch.setattr(emulator, "missing", lambda: "no compiler")
+    assert gpu_suite.unusable("", ["triton_timing"]) == "" == gpu_suite.unusable("a100", ["triton_correctness"])
+    assert gpu_suite.unusable("", ["wrappers"]) == "no NVRTC"
+    assert gpu_suite.unusable("a100", ["wrappers"]) == "no compiler"
+
+
+def test_side_by_side() -> None:
+    """Each process does its part, and one that is lost costs only its item."""
+    shown: list[Outcome] = []
+    found = supervisor.run_side_by_side(FAKE, Options(), FOREVER, shown.append, 3, patience=3.0)
+    expected = ["crashing", "fine", "fine", "hanging", "raising", "skipped", "wrong"]
+    assert sorted(outcome.name for outcome in found) == expected == sorted(outcome.name for outcome in shown)
+    assert {outcome.name for outcome in found if outcome.status in ("lost", "hung")} == {"crashing", "hanging"}
+
+
+def test_rates_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    report.show(Outcome("triton_timing", "x", "ok", data={"gigabytes": {"a": 2.5}, "of_copy_bandwidth": {"a": 0.5}}))
+    report.show(Outcome("triton_timing", "y", "ok"))
+    assert capsys.readouterr().out == "ok       x  GB/s a 2.5  of a copy's a 0.5\n"
 
 
 def test_table() -> None:
@@ -155,11 +188,14 @@ def test_table() -> None:
         Outcome("timing", "b", "ok", "", 2.0, {"ratios": {"sm80": {"flash": {"of_pairs": 0.75}}}}),
         Outcome("graph", "c", "wrong", "it differs\nat x"),
         Outcome("compile", "d", "ok", "", 1.0, {"spill_store_bytes": 8}),
+        Outcome("triton_compile", "e", "ok", "", 1.0, {"spill_bytes": 8}),
+        Outcome("triton_timing", "f", "ok", "", 2.0, {"kind": "backward", "ratios": ratios}),
     ]
     text = report.table(outcomes)
-    assert "sm80 against flash: 1.00 times as fast (0.75 to 1.25, 2 shapes)" in text
+    assert "forward: sm80 against flash: 1.00 times as fast (0.75 to 1.25, 2 shapes)" in text
     assert "WRONG graph: c: it differs" in text and "at x" not in text and "1 wrong" in text
-    assert "1 kernels spill registers" in text
+    assert "backward: sm80 against flash: 1.25 times as fast (1.25 to 1.25, 1 shapes)" in text
+    assert "2 kernels spill registers" in text
     assert report.table(outcomes[:1]).endswith("all well")
 
 
