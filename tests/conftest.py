@@ -6,9 +6,10 @@ test's inputs depend on that seed and on the test's own name, so one test alone 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
+import importlib.util
 import os
+import pkgutil
 import random
 import secrets
 import zlib
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 from faops import dispatch, registry
+from faops.backends.triton import kernels
 from faops.device import DeviceProfile
 from faops.problem import AttentionProblem
 from faops.registry import Config
@@ -28,16 +30,19 @@ from faops.registry import Config
 SEED = os.environ.setdefault("FAOPS_TEST_SEED", str(secrets.randbelow(2**31)))
 
 
-def _import_triton_interpreting() -> None:
-    """Triton reads TRITON_INTERPRET when it is first imported and keeps to it: whatever a test imports later, the
-    kernels of this process are interpreted. Tests of compiled kernels start processes of their own.
+def _import_kernels_interpreted() -> None:
+    """Triton reads TRITON_INTERPRET when it and its kernels are first imported and keeps to it. In this process they
+    are interpreted, whatever a test imports and sets later; tests of compiled kernels start processes of their own.
     """
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
+    if importlib.util.find_spec("triton") is None:
+        return
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        importlib.import_module("triton")
+        for module in pkgutil.iter_modules(kernels.__path__):
+            importlib.import_module(f"{kernels.__name__}.{module.name}")
 
 
-_import_triton_interpreting()
+_import_kernels_interpreted()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

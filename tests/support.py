@@ -6,8 +6,9 @@ the same dtype (3 × for gradients), plus a few units in the last place of the l
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -104,6 +105,7 @@ FEATURES: dict[str, Callable[[Case], Case]] = {
     "deterministic": _set_options(lambda case: {"deterministic": True}),
 }  # fmt: skip
 
+FORWARD = [name for name in FEATURES if name not in ("lse_grad", "deterministic")]  # what a forward kernel sees
 EXCLUSIVE = (
     {"gqa", "mqa"},
     {"window", "window_left", "window_right"},
@@ -113,6 +115,34 @@ EXCLUSIVE = (
 
 def compatible(features: tuple[str, ...]) -> bool:
     return not any(len(group & set(features)) > 1 for group in EXCLUSIVE)
+
+
+def covering_sets(names: Sequence[str], draws: int = 60) -> list[tuple[str, ...]]:
+    """Few compatible sets of names, such that every compatible pair of names is together in one of them; by greedy
+    choice among random candidates, the same ones in every run.
+    """
+    chance = random.Random(0)
+    open_pairs = {frozenset(pair) for pair in itertools.combinations(names, 2) if compatible(pair)}
+    sets = []
+    while open_pairs:
+        candidates = [_candidate(names, open_pairs, chance) for _ in range(draws)]
+        best = max(candidates, key=lambda chosen: len(open_pairs & _pairs(chosen)))
+        open_pairs -= _pairs(best)
+        sets.append(best)
+    return sets
+
+
+def _candidate(names: Sequence[str], open_pairs: set[frozenset[str]], chance: random.Random) -> tuple[str, ...]:
+    """A largest compatible set grown from a pair that is still open."""
+    chosen = tuple(sorted(chance.choice(sorted(open_pairs, key=sorted))))
+    for name in chance.sample(names, len(names)):
+        if name not in chosen and compatible((*chosen, name)):
+            chosen = (*chosen, name)
+    return chosen
+
+
+def _pairs(chosen: tuple[str, ...]) -> set[frozenset[str]]:
+    return {frozenset(pair) for pair in itertools.combinations(chosen, 2)}
 
 
 def make_case(*features: str, **shape: Any) -> Case:

@@ -194,7 +194,7 @@ def test_backend_without_the_op(add: Callable[[Kernel], Kernel]) -> None:
     """Backward is left to the others; a missing forward is an error."""
     add(Fake("attend", op="forward"))
     backward = dispatch.plan(replace(PROBLEM, op="backward", need_lse=True), H200, "fake")
-    assert backward.kernel.backend == "torch"
+    assert backward.kernel.backend != "fake"
     with pytest.raises(NoKernelError, match="fake: has no kernel for decode"):
         dispatch.plan(replace(PROBLEM, op="decode"), H200, "fake")
 

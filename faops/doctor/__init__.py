@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from faops.doctor import cache, cuda, driver, kernels, npu, python, settings, torch
+from faops.doctor import cache, cuda, driver, kernels, npu, python, settings, torch, triton
 from faops.doctor.check import Check, Finding, Result, perform, worst
 from faops.errors import ArgumentError
 
@@ -18,6 +18,7 @@ _MODULES = {
     "torch": torch,
     "driver": driver,
     "cuda": cuda,
+    "triton": triton,
     "npu": npu,
     "cache": cache,
     "settings": settings,

@@ -1,31 +1,35 @@
-"""Looking for a C++ compiler, which several groups have a use for."""
+"""Looking for a C or C++ compiler, which several groups have a use for."""
 
 from __future__ import annotations
 
 import os
 import platform
 from collections.abc import Sequence
+from typing import Literal
 
 from faops.doctor import probes
 from faops.doctor.check import Result, ok, warn
 
 
-def look(purpose: str, use: str, candidates: Sequence[str], named_fix: str = "") -> Result:
-    """Ok with the compiler's own name if CXX, or else one of ``candidates``, is there and runs.
+def look(
+    purpose: str, use: str, candidates: Sequence[str], named_fix: str = "", variable: Literal["CXX", "CC"] = "CXX"
+) -> Result:
+    """Ok with the compiler's own name if what ``variable`` names, or else one of ``candidates``, is there and runs.
 
-    ``purpose`` and ``use`` say what it is for; ``named_fix`` mends a CXX that is not there.
+    ``purpose`` and ``use`` say what it is for; ``named_fix`` mends a ``variable`` that names nothing.
     """
-    named = os.environ.get("CXX")
+    language = "C++" if variable == "CXX" else "C"
+    named = os.environ.get(variable)
     wanted = (named,) if named else candidates
     compiler = next((path for name in wanted if (path := probes.program(name))), None)
     if compiler is None:
-        absent = f"CXX={named} is not there" if named else f"none of {', '.join(candidates)} is installed"
+        absent = f"{variable}={named} is not there" if named else f"none of {', '.join(candidates)} is installed"
         fix = named_fix if named and named_fix else install()
-        return warn(f"no C++ compiler for {purpose}: {absent}", use, fix=fix)
+        return warn(f"no {language} compiler for {purpose}: {absent}", use, fix=fix)
     runs, said = probes.output_of([compiler, "--version"])
     if not runs:
         return warn(f"{compiler} does not run: {said}", use, fix=install())
-    return ok(f"C++ compiler {said.splitlines()[0] if said else compiler}")
+    return ok(f"{language} compiler {said.splitlines()[0] if said else compiler}")
 
 
 def install() -> str:

@@ -16,11 +16,11 @@ def program(name: str) -> str | None:
     return shutil.which(name)
 
 
-def output_of(command: Sequence[str]) -> tuple[bool, str]:
-    """Whether a program ended well, and what it printed (or why it could not be run)."""
+def output_of(command: Sequence[str], seconds: float = TIMEOUT_SECONDS) -> tuple[bool, str]:
+    """Whether a program ended well within ``seconds``, and what it printed (or why it could not be run)."""
     try:
         done = subprocess.run(
-            list(command), capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS, check=False
+            list(command), capture_output=True, text=True, errors="replace", timeout=seconds, check=False
         )
     except (OSError, subprocess.SubprocessError) as error:
         return False, str(error)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ from faops.backends.cuda_raw.source import Source
 from faops.backends.cuda_raw.specialize import Specialised
 from faops.operands import Operands
 from faops.registry import Config
-from tests.support import FEATURES, Case, check, compatible
+from tests.support import Case, check
 
 KERNELS = {"t4": "cuda_raw.sm75_forward", "a100": "cuda_raw.sm80_forward"}
 HALF, BFLOAT = torch.float16, torch.bfloat16
@@ -100,34 +98,3 @@ def rotate(values: Sequence[Any], name: str, cards: Sequence[Any] = TYPED_CARDS)
 
 def _name(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def covering_sets(names: Sequence[str], draws: int = 60) -> list[tuple[str, ...]]:
-    """Few compatible sets of names, such that every compatible pair of names is together in one of them; by greedy
-    choice among random candidates, the same ones in every run.
-    """
-    chance = random.Random(0)
-    open_pairs = {frozenset(pair) for pair in itertools.combinations(names, 2) if compatible(pair)}
-    sets = []
-    while open_pairs:
-        candidates = [_candidate(names, open_pairs, chance) for _ in range(draws)]
-        best = max(candidates, key=lambda chosen: len(open_pairs & _pairs(chosen)))
-        open_pairs -= _pairs(best)
-        sets.append(best)
-    return sets
-
-
-def _candidate(names: Sequence[str], open_pairs: set[frozenset[str]], chance: random.Random) -> tuple[str, ...]:
-    """A largest compatible set grown from a pair that is still open."""
-    chosen = tuple(sorted(chance.choice(sorted(open_pairs, key=sorted))))
-    for name in chance.sample(names, len(names)):
-        if name not in chosen and compatible((*chosen, name)):
-            chosen = (*chosen, name)
-    return chosen
-
-
-def _pairs(chosen: tuple[str, ...]) -> set[frozenset[str]]:
-    return {frozenset(pair) for pair in itertools.combinations(chosen, 2)}
-
-
-FORWARD = [name for name in FEATURES if name not in ("lse_grad", "deterministic")]  # what a forward kernel sees

@@ -17,7 +17,6 @@ from faops.errors import NoKernelError
 from tests.cuda_raw.support import (
     BACKEND,
     BFLOAT,
-    FORWARD,
     HALF,
     KERNELS,
     TYPED_CARDS,
@@ -25,7 +24,7 @@ from tests.cuda_raw.support import (
     emulated,
     rotate,
 )
-from tests.support import SIZES, Case, make_case, make_inputs, random_mask, run_faops, run_reference
+from tests.support import FORWARD, SIZES, Case, make_case, make_inputs, random_mask, run_faops, run_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned", "emulator_here")
 

@@ -14,15 +14,13 @@ from faops.problem import AttentionProblem
 from faops.registry import Config
 from tests.cuda_raw.support import (
     BFLOAT,
-    FORWARD,
     HALF,
     TYPED_CARDS,
     check_on,
-    covering_sets,
     kernel_of,
     rotate,
 )
-from tests.support import Case, compatible, make_case
+from tests.support import FORWARD, Case, compatible, covering_sets, make_case
 
 pytestmark = pytest.mark.usefixtures("poisoned", "emulator_here")
 

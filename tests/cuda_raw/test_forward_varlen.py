@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import faops
-from tests.cuda_raw.support import BACKEND, FORWARD, KERNELS, check_on, emulated, rotate
-from tests.support import cumulative, make_case
+from tests.cuda_raw.support import BACKEND, KERNELS, check_on, emulated, rotate
+from tests.support import FORWARD, cumulative, make_case
 
 pytestmark = pytest.mark.usefixtures("poisoned", "emulator_here")
 

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from faops import dispatch, registry
-from faops.backends.triton import backward, forward, launch, space
+from faops.backends.triton import launch, space
 from faops.backends.triton.launch import Launch, Tensors
+from faops.operands import ALIGNMENT
 from faops.registry import Config
 from tests.support import Case, check
 
 BACKEND = "triton"
-# Small enough that a hundred rows and keys make every kind of tile: edges on both sides, whole ones between, a last one
-# that is not full. Rows and keys differ, so that one taken for the other shows.
-FORWARD_TILES = (space.make_config(16, 32, 4, 1), space.make_config(32, 16, 4, 1))
-BACKWARD_TILES = (space.make_backward_config(16, 32, 4, 1), space.make_backward_config(32, 16, 4, 1, atomic_dq=True))
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Small enough that few rows and keys make tiles of every kind: edges on both sides, whole ones between, a last one that
+# is not full. Rows and keys differ, so that one taken for the other shows.
+TILES, TALL_TILES = space.make_config(16, 32, 4, 1), space.make_config(32, 16, 4, 1)
+BACKWARD_TILES = space.make_backward_config(16, 32, 4, 1)
+ATOMIC_TILES = space.make_backward_config(32, 16, 4, 1, atomic_dq=True)
+
+_seen: dict[Hashable, tuple[Any, ...]] = {}  # what each key of a launch stood for so far
 
 
 @contextlib.contextmanager
-def recorded(forward_config: Config | None = None, backward_config: Config | None = None) -> Iterator[list[Launch]]:
-    """Forward and backward run with these configs in place of the defaults; gives the list of what is launched."""
+def recorded(config: Config | None = TILES, backward_config: Config | None = BACKWARD_TILES) -> Iterator[list[Launch]]:
+    """Forward and backward run with these configs, None for their defaults. Gives the list of what is launched.
+
+    A compiled launch is repeated for its key alone, so every key must stand for one launch and one kind of tensors.
+    """
     launches: list[Launch] = []
     original = launch.launch
 
     def record(key: Hashable, tensors: Tensors, build: Callable[[], Launch]) -> None:
         made = build()
         launches.append(made)
+        kinds = [None if t is None else (t.dtype, t.data_ptr() % ALIGNMENT == 0) for t in tensors]
+        assert _seen.setdefault(key, (made, kinds)) == (made, kinds), f"one key for two launches: {key}"
         original(key, tensors, lambda: made)
 
     def fix(kernel_id: str, config: Config) -> None:
@@ -37,8 +48,8 @@ def recorded(forward_config: Config | None = None, backward_config: Config | Non
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "launch", record)
-        if forward_config is not None:
-            fix("triton.forward", forward_config)
+        if config is not None:
+            fix("triton.forward", config)
         if backward_config is not None:
             fix("triton.backward", backward_config)
         dispatch.forget()
@@ -48,15 +59,33 @@ def recorded(forward_config: Config | None = None, backward_config: Config | Non
 
 def check_kernels(
     case: Case,
-    forward_config: Config | None = FORWARD_TILES[0],
-    backward_config: Config | None = BACKWARD_TILES[0],
+    config: Config | None = TILES,
+    backward_config: Config | None = BACKWARD_TILES,
     *,
     backward: bool = True,
-) -> list[Launch]:
+) -> None:
     """Hold ``case`` to the accuracy rule, forward and backward, and make sure that these kernels are what ran."""
-    with recorded(forward_config, backward_config) as launches:
+    with recorded(config, backward_config) as launches:
         check(case, BACKEND, backward=backward)
     ran = [made.kernel for made in launches]
     assert ran[0] == "forward.attention_forward"
     assert ("backward.attention_dkv" in ran) == backward
-    return launches
+
+
+def rotate(values: Sequence[Any], name: str) -> pytest.MarkDecorator:
+    """Parametrises ``dtype`` and ``name`` over all combinations; each value with one of the dtypes, in turn, is left
+    for the short run.
+    """
+    return pytest.mark.parametrize(
+        f"dtype, {name}",
+        [
+            pytest.param(dtype, value, marks=[] if i % len(DTYPES) == j else [pytest.mark.full],
+                         id=f"{str(dtype).removeprefix('torch.')}-{_name(value)}")
+            for i, value in enumerate(values)
+            for j, dtype in enumerate(DTYPES)
+        ],
+    )  # fmt: skip
+
+
+def _name(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)

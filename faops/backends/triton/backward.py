@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from faops.backends.triton import launch, space, specialize
+from faops.backends.triton import launch, space, specialize, versions
 from faops.backends.triton.base import TritonKernel
 from faops.backends.triton.launch import Launch, Tensors
 from faops.device import DeviceProfile
@@ -31,6 +31,11 @@ class TritonBackward(TritonKernel):
     name = "backward"
     op = "backward"
 
+    def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
+        yield from super()._reasons(problem, device)
+        if problem.dropout and device.vendor == "nvidia" and not versions.compiles_dropout_backward():
+            yield "this Triton fails to compile the backward of dropout; 3.4 and newer do"
+
     def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         if device.torch_type == "cpu":  # interpreted: slow, and no config is faster than another
             return [self.default_config(problem, device)]
@@ -39,7 +44,7 @@ class TritonBackward(TritonKernel):
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
         return space.backward_default(problem, device)
 
-    def launch(self, inputs: BackwardInputs, config: Config) -> Gradients:
+    def run(self, inputs: BackwardInputs, config: Config) -> Gradients:
         call = BackwardCall.of(inputs, config)
         if call.operands.q.numel() == 0 or call.operands.k.numel() == 0 or call.dout.numel() == 0:
             return call.nothing()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from faops.backends.triton import versions
-from faops.device import DeviceProfile
+from faops.device import DeviceProfile, detect
+from faops.errors import UnavailableError
+from faops.inputs import BackwardInputs
 from faops.problem import AttentionProblem
-from faops.registry import Decision, Kernel, decide
+from faops.registry import Config, Decision, Kernel, decide
 
 MAX_HEAD_DIM = 256
 MAX_PROGRAMS = 2**31 - 1  # of a grid's first axis
@@ -37,6 +41,26 @@ class TritonKernel(Kernel):
         if problem.batch * problem.heads_q * -(-max(problem.seqlen_q, problem.seqlen_k) // 16) > MAX_PROGRAMS:
             yield f"the grid would have more than {MAX_PROGRAMS} programs"
         yield from versions.missing(device)
+        if reason := _refused.get((self.id, device.name, problem)):
+            yield reason
+
+    def launch(self, inputs: Any, config: Config) -> Any:
+        try:
+            return self.run(inputs, config)
+        except UnavailableError as error:
+            self._note(inputs, config, str(error))
+            raise
+
+    @abstractmethod
+    def run(self, inputs: Any, config: Config) -> Any:
+        """What :meth:`launch` does. Raises UnavailableError where a kernel does not compile or load."""
+
+    def _note(self, inputs: Any, config: Config, reason: str) -> None:
+        """Remember a problem whose default config does not compile, so that it is planned without this kernel."""
+        of_call = inputs.forward if isinstance(inputs, BackwardInputs) else inputs
+        problem, device = inputs.problem(), detect(of_call.q.device)
+        if config == self.default_config(problem, device):
+            _refused[self.id, device.name, problem] = reason
 
     def automatic(self, device: DeviceProfile) -> bool:
         """Not on a CPU: the interpreter is for debugging, and TRITON_INTERPRET may be meant for other kernels."""
@@ -44,6 +68,9 @@ class TritonKernel(Kernel):
 
     def source_hash(self) -> str:
         return _source_hash()
+
+
+_refused: dict[tuple[str, str, AttentionProblem], str] = {}  # by kernel, device and problem: why it does not compile
 
 
 @functools.cache

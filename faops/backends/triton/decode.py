@@ -45,7 +45,7 @@ class TritonDecode(TritonKernel):
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
         return decode_space.decode_default(problem, device)
 
-    def launch(self, inputs: DecodeInputs, config: Config) -> tuple[Tensor, Tensor | None]:
+    def run(self, inputs: DecodeInputs, config: Config) -> tuple[Tensor, Tensor | None]:
         operands = Operands.of(inputs)
         key = (config, *_call_key(inputs, operands))
         plan = _plans.get(key)

@@ -29,7 +29,7 @@ class TritonForward(TritonKernel):
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
         return space.forward_default(problem, device)
 
-    def launch(self, inputs: AttentionInputs, config: Config) -> tuple[Tensor, Tensor | None]:
+    def run(self, inputs: AttentionInputs, config: Config) -> tuple[Tensor, Tensor | None]:
         out = empty_out(inputs.q, inputs.v.shape[-1])
         lse = empty_lse(inputs.q) if inputs.need_lse else None
         if out.numel() > 0 or (lse is not None and lse.numel() > 0):

@@ -141,7 +141,7 @@ def _direct(kernel: Any, made: Launch, count: int) -> Ready:
     grid_x, grid_y, grid_z = made.grid
     official, options, hooked = made.function()[made.grid], made.compiler_options(), _hooks()
 
-    def launch(tensors: Tensors) -> None:
+    def enqueue(tensors: Tensors) -> None:
         if hooked():
             official(*tensors, *rest, **options)
             return
@@ -152,7 +152,7 @@ def _direct(kernel: Any, made: Launch, count: int) -> Ready:
         except RuntimeError as error:
             raise LaunchError(f"the driver refused to launch {made.kernel}: {error}") from error
 
-    return launch
+    return enqueue
 
 
 def _hooks() -> Callable[[], bool]:

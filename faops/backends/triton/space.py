@@ -46,7 +46,7 @@ def forward_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
     elif device.shared_bytes <= SMALL_SHARED:
         large = _by_width(wide, (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 8, 2))
     elif device.family == "ampere":
-        large = _by_width(wide, (128, 64, 4, 3), (128, 64, 8, 3), (64, 32, 8, 2))
+        large = _by_width(wide, (128, 64, 4 if is_plain(problem) else 8, 3), (128, 64, 8, 3), (64, 32, 8, 2))
     else:
         large = _by_width(wide, (128, 128, 8, 3), (128, 64, 8, 3), (64, 32, 8, 2))
     return few_rows(large, problem)
@@ -55,6 +55,12 @@ def forward_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
 def is_crowded(problem: AttentionProblem) -> bool:
     """Whether tiles of something else than scores take registers, so that the largest tiles would spill."""
     return bool(problem.dropout or problem.bias or problem.mask)
+
+
+def is_plain(problem: AttentionProblem) -> bool:
+    """Whether nothing happens to scores but scaling and, for a causal band, hiding."""
+    bare = problem.band.full or problem.band.causal
+    return bare and not (problem.softcap or problem.alibi or is_crowded(problem))
 
 
 def _by_width(wide: int, *tiles: tuple[int, int, int, int]) -> Config:
@@ -126,7 +132,11 @@ def backward_default(problem: AttentionProblem, device: DeviceProfile) -> Config
     if device.shared_bytes <= SMALL_SHARED:
         return make_backward_config(64, 64, 4, 2) if wide <= 64 else make_backward_config(64, 32, 8, 2)
     if device.family == "ampere":
-        return make_backward_config(128, 64, 8, 2) if wide <= 64 else make_backward_config(64, 32, 8, 2)
+        return (
+            make_backward_config(128, 64 if is_plain(problem) else 32, 8, 2)
+            if wide <= 64
+            else make_backward_config(64, 32, 8, 2)
+        )
     return make_backward_config(128, 64, 8, 3) if wide <= 64 else make_backward_config(128, 32, 8, 2)
 
 
@@ -137,7 +147,7 @@ def backward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Con
     if problem.dtype == "float32":
         tiles, stages = [(16, 16, 4), (16, 16, 8), (32, 16, 8), (32, 32, 8)], (1,)
     elif wide <= 128:
-        tiles, stages = [(64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 32, 8), (128, 64, 8)], (1, 2, 3)
+        tiles, stages = [(64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 32, 8), (128, 64, 8)], (2, 3)
     else:
         tiles, stages = [(32, 32, 8), (64, 32, 8), (64, 64, 8)], (1, 2)
     found = [backward_default(problem, device)]

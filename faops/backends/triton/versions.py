@@ -21,6 +21,7 @@ LEAST_ARCH = 80
 TURING = 75
 MANY_TRUTHS = (3, 4)  # the first version that reads TRITON_INTERPRET=true like 1
 WARP_SPECIALIZATION = (3, 4)  # the first version in which tl.range takes warp_specialize
+JOINS = (3, 4)  # the first version that compiles tl.join wherever a kernel has it
 TRUTHS = ("1", "true", "yes", "on", "y")
 # Interpreters before this version make numbers of arrays in a way that NumPy has refused since 2.4.
 NUMPY_SAFE = (3, 7)
@@ -47,6 +48,11 @@ def _version(package: str) -> tuple[int, ...] | None:
 def has_warp_specialization() -> bool:
     """Whether tl.range takes ``warp_specialize``."""
     return (installed() or LEAST) >= WARP_SPECIALIZATION
+
+
+def compiles_dropout_backward() -> bool:
+    """Whether the compiler knows what to do with the layout of tl.join in the backward kernel."""
+    return (installed() or LEAST) >= JOINS
 
 
 def interpreting() -> bool:

@@ -11,9 +11,9 @@ from faops.backends.triton.gates.cases import Case
 from faops.backends.triton.launch import Launch, Tensors
 from faops.errors import FaopsError
 
-# What a thread may keep in memory in configs that are no default: a few registers of the largest tiles, which may be
-# the fastest all the same; the tuner measures that. Thirty-two of a thread's 255 registers.
-MARGIN_SPILL_BYTES = 128
+# What a thread may keep in memory in configs that are no default: sixteen of its 255 registers. The largest tiles lack
+# up to ten and may be the fastest all the same, which the tuner measures; what lacks more lacks dozens.
+MARGIN_SPILL_BYTES = 64
 # Rows and columns that the warp groups of Hopper and the tensor memory of Blackwell multiply at least; smaller tiles
 # go through the instruction of Ampere.
 GROUP_ROWS = 64
@@ -131,7 +131,9 @@ def _copies(launch: Launch, copies: list[int]) -> list[str]:
     """Keys and values come sixteen bytes at a time while others are computed with."""
     if not multiplies(launch) or launch.options["num_stages"] <= 1:
         return []
-    wide, narrow = copies.count(WIDEST_COPY), len(copies) - copies.count(WIDEST_COPY)
-    if wide > narrow:
+    wide = WIDEST_COPY * copies.count(WIDEST_COPY)
+    if 2 * wide > sum(copies):
         return []
-    return [f"{wide} asynchronous copies of {WIDEST_COPY} bytes in the code and {narrow} of less"]
+    return [
+        f"of {sum(copies)} bytes that the code's asynchronous copies bring a thread {wide} come {WIDEST_COPY} at a time"
+    ]

@@ -13,7 +13,9 @@ import triton.language as tl
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """``a @ b + acc`` in float32, acc being None for none."""
-    if INTERPRETED and a.dtype == tl.bfloat16:
+    if acc is None and not (INTERPRETED and a.dtype == tl.bfloat16):  # Triton 3.3 takes no None that was handed on
+        return tl.dot(a, b, input_precision=PRECISION)
+    elif INTERPRETED and a.dtype == tl.bfloat16:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PRECISION)
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)

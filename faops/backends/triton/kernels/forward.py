@@ -46,7 +46,7 @@ def _attend_block(
     else:
         higher = tl.maximum(highest, tl.max(scores, 1))
     # A row that has seen no key yet has -inf here, and -inf - -inf is no number.
-    if EDGE or mask is not None or bias is not None:
+    if EDGE or (mask is not None or bias is not None):
         base = tl.where(higher == float("-inf"), 0.0, higher)
     else:
         base = higher
