@@ -11,7 +11,8 @@ import triton.language as tl
 
 from faops.backends.triton.kernels.arithmetic import dot, narrow
 from faops.backends.triton.kernels.cache import cache_rows, load_rotated, locate, of_sequence
-from faops.backends.triton.kernels.scores import LN2, LOG2E, advance, finish_scores, indices
+from faops.backends.triton.kernels.scores import LN2, advance, finish_scores, indices
+from faops.backends.triton.kernels.softmax import join_sink, take_block
 
 
 @triton.jit
@@ -62,22 +63,8 @@ def _attend(
         )  # fmt: skip
         if EDGE:
             scores = tl.where(visible[None, :], scores, float("-inf"))
-        if FOLD_SCALE:
-            higher = tl.maximum(highest, tl.max(scores, 1) * (scale * LOG2E))
-        else:
-            higher = tl.maximum(highest, tl.max(scores, 1))
-        # A row that has seen no key yet has -inf here, and -inf - -inf is no number.
-        if EDGE or (mask is not None or bias is not None):
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-        else:
-            base = higher
-        if FOLD_SCALE:
-            weights = tl.exp2(scores * (scale * LOG2E) - base[:, None])
-        else:
-            weights = tl.exp2(scores - base[:, None])
-        rescale = tl.exp2(highest - base)
-        total = total * rescale + tl.sum(weights, 1)
-        highest = higher
+        MAY_HIDE: tl.constexpr = EDGE or (mask is not None or bias is not None)
+        weights, rescale, highest, total = take_block(scores, highest, total, scale, FOLD_SCALE, MAY_HIDE)
         rows = cache_rows(v, page, slot, v_page, v_row)
         values = _load_block(rows, v_row, n, d_v, visible, HEAD_DIM_V, WIDTH_V, GATHER, EDGE)
         acc = dot(narrow(weights, values.dtype), values, acc * rescale[:, None], PRECISION)
@@ -205,12 +192,7 @@ def attention_decode(
         tl.store(logs + (numbered * splits + split), log, mask=inside)
     else:
         if sinks is not None:
-            sink = tl.load(sinks + head, mask=inside, other=0.0).to(tl.float32) * LOG2E
-            base = tl.maximum(highest, sink)
-            rescale = tl.exp2(highest - base)
-            acc *= rescale[:, None]
-            total = total * rescale + tl.exp2(sink - base)
-            highest = base
+            acc, highest, total = join_sink(acc, highest, total, tl.load(sinks + head, mask=inside, other=0.0))
         weight = tl.where(alive, 1 / tl.where(alive, total, 1.0), 0.0)
         rows = advance(advance(advance(out, index, out_batch), position, out_row), head, out_head)[:, None]
         tl.store(rows + d_v, narrow(acc * weight[:, None], out.dtype.element_ty), mask=filled)

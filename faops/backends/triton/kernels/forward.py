@@ -8,7 +8,6 @@ import triton.language as tl
 from faops.backends.triton.kernels.arithmetic import dot, narrow
 from faops.backends.triton.kernels.scores import (
     LN2,
-    LOG2E,
     advance,
     bounds,
     clear_rows,
@@ -18,6 +17,7 @@ from faops.backends.triton.kernels.scores import (
     key_range,
     load_rows,
 )
+from faops.backends.triton.kernels.softmax import join_sink, take_block
 
 
 @triton.jit
@@ -41,27 +41,14 @@ def _attend_block(
         bias, bias_row, bias_key, mask, mask_row, mask_key, window_left, window_right,
         SOFTCAP, ALIBI, WINDOW_LEFT, WINDOW_RIGHT, EDGE, not FOLD_SCALE,
     )  # fmt: skip
-    if FOLD_SCALE:
-        higher = tl.maximum(highest, tl.max(scores, 1) * (scale * LOG2E))
-    else:
-        higher = tl.maximum(highest, tl.max(scores, 1))
-    # A row that has seen no key yet has -inf here, and -inf - -inf is no number.
-    if EDGE or (mask is not None or bias is not None):
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-    else:
-        base = higher
-    if FOLD_SCALE:
-        weights = tl.exp2(scores * (scale * LOG2E) - base[:, None])
-    else:
-        weights = tl.exp2(scores - base[:, None])
-    rescale = tl.exp2(highest - base)
-    total = total * rescale + tl.sum(weights, 1)
+    MAY_HIDE: tl.constexpr = EDGE or (mask is not None or bias is not None)
+    weights, rescale, highest, total = take_block(scores, highest, total, scale, FOLD_SCALE, MAY_HIDE)
     if DROPOUT:
         keep = keep_tile(rng, row, key, batch_head, drop_below, BLOCK_M, BLOCK_N)
         weights = tl.where(keep != 0, weights, 0.0)
     values = load_rows(advance(v, key, v_row), v_row, n[:, None], d_v, key, seqlen_k, HEAD_DIM_V, WIDTH_V, EDGE)
     acc = dot(narrow(weights, values.dtype), values, acc * rescale[:, None], PRECISION)
-    return acc, higher, total
+    return acc, highest, total
 
 
 @triton.jit
@@ -188,12 +175,7 @@ def attention_forward(
 
     dead = highest == float("-inf")
     if sinks is not None:
-        sink = tl.load(sinks + head).to(tl.float32) * LOG2E
-        base = tl.maximum(highest, sink)
-        rescale = tl.exp2(highest - base)
-        acc *= rescale[:, None]
-        total = total * rescale + tl.exp2(sink - base)
-        highest = base
+        acc, highest, total = join_sink(acc, highest, total, tl.load(sinks + head))
     inside = row + m < seqlen_q
     weight = tl.where(dead, 0.0, keep_scale / tl.where(dead, 1.0, total))
     out = advance(advance(advance(out, index, out_batch), head, out_head), first_row + row, out_row)
