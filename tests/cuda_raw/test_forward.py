@@ -14,6 +14,7 @@ import faops
 from faops import reference
 from faops.api import _draw_rng
 from faops.errors import NoKernelError
+from tests import edges
 from tests.cuda_raw.support import (
     BACKEND,
     BFLOAT,
@@ -147,40 +148,15 @@ def test_bias_with_minus_infinity_hides(card: str) -> None:
 @each_card
 @pytest.mark.parametrize("return_lse", [False, True])
 def test_rows_without_a_key(card: str, return_lse: bool) -> None:
-    """Through causal with more rows than keys and through masks: out 0 and lse -inf, a sink notwithstanding."""
-    q, k, v = torch.randn(2, 140, 2, 16).half(), torch.randn(2, 70, 2, 16).half(), torch.randn(2, 70, 2, 16).half()
-    mask = torch.ones(2, 1, 1, 70, dtype=torch.bool)
-    mask[1] = False
-    everything, second = (slice(None), slice(0, 70)), (slice(1, 2), slice(None))
-    calls: list[tuple[dict[str, Any], tuple[slice, slice]]] = [
-        ({"causal": True}, everything),
-        ({"causal": True, "sinks": torch.randn(2)}, everything),
-        ({"mask": mask, "sinks": torch.randn(2)}, second),
-        ({"mask": mask, "causal": True, "alibi_slopes": torch.rand(2), "dropout_p": 0.3}, second),
-    ]
     with emulated(card):
-        for options, (batches, rows) in calls if return_lse else calls[:1]:
-            result = faops.attention(q, k, v, return_lse=return_lse, backend=BACKEND, **options)
-            out, lse = result if return_lse else (result, None)
-            assert torch.equal(out[batches, rows], torch.zeros_like(out[batches, rows])), options
-            assert not out.isnan().any()
-            assert out[0, 139].any()
-            if lse is not None:
-                dead = lse[batches, :, rows]
-                assert torch.equal(dead, torch.full_like(dead, -math.inf)), options
+        edges.check_rows_without_a_key(BACKEND, 70, return_lse)
 
 
 @each_card
-@pytest.mark.parametrize("options", [{}, {"causal": True, "sinks": torch.ones(2)}, {"dropout_p": 0.5}], ids=str)
+@pytest.mark.parametrize("options", edges.EMPTY_OPTIONS, ids=str)
 def test_empty_sizes(card: str, options: dict[str, Any]) -> None:
-    for batch, M, N in ((0, 3, 4), (2, 0, 4), (2, 3, 0), (2, 0, 0), (0, 0, 0)):
-        q = torch.randn(batch, M, 2, 16).half()
-        k, v = torch.randn(batch, N, 1, 16).half(), torch.randn(batch, N, 1, 6).half()
-        with emulated(card):
-            out, lse = faops.attention(q, k, v, return_lse=True, backend=BACKEND, **options)
-        assert out.shape == (batch, M, 2, 6)
-        assert torch.equal(out, torch.zeros_like(out))
-        assert torch.equal(lse, torch.full((batch, 2, M), -math.inf))
+    with emulated(card):
+        edges.check_empty_sizes(BACKEND, options)
 
 
 @typed_cards
