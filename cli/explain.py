@@ -30,7 +30,6 @@ def command(shape: str, device: str | None, backend: str, as_json: bool) -> None
     from faops import dispatch
     from faops.autotune.cache import TuningCache
     from faops.problem import parse_shape
-    from faops.registry import Rejected
 
     where = profile(device)
     explanation = dispatch.explain(parse_shape(shape), where, backend)
@@ -54,10 +53,7 @@ def command(shape: str, device: str | None, backend: str, as_json: bool) -> None
     print_line()
     print_table(
         ("kernel", "verdict"),
-        [
-            (kernel.id, "\n".join(decision.reasons) if isinstance(decision, Rejected) else "accepts")
-            for kernel, decision in explanation.decisions
-        ],
+        [(kernel.id, "\n".join(explanation.verdict(kernel, decision))) for kernel, decision in explanation.decisions],
     )
     if entry:
         print_line(f"\nmeasured on {entry.date}:")

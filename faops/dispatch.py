@@ -160,6 +160,12 @@ class Explanation:
     error: str
     decisions: tuple[tuple[Kernel, Decision], ...]
 
+    def verdict(self, kernel: Kernel, decision: Decision) -> tuple[str, ...]:
+        """What a kernel says to the problem, in words."""
+        if isinstance(decision, Rejected):
+            return decision.reasons
+        return ("accepts" if kernel.automatic(self.device) else f"accepts, with {on_request(kernel)} only",)
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "problem": self.problem.as_dict(),
@@ -171,6 +177,7 @@ class Explanation:
                 {
                     "kernel": kernel.id,
                     "accepted": bool(decision),
+                    "automatic": kernel.automatic(self.device),
                     "reasons": list(decision.reasons) if isinstance(decision, Rejected) else [],
                 }
                 for kernel, decision in self.decisions
@@ -188,10 +195,7 @@ class Explanation:
         else:
             lines.append(f"no plan  {self.error}")
         for kernel, decision in self.decisions:
-            if isinstance(decision, Rejected):
-                verdict = "; ".join(decision.reasons)
-            else:
-                verdict = "accepts" if kernel.automatic(self.device) else f"accepts, with {on_request(kernel)} only"
+            verdict = "; ".join(self.verdict(kernel, decision))
             lines.append(f"  {kernel.id}: {verdict}")
         return "\n".join(lines)
 

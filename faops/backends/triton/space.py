@@ -46,7 +46,8 @@ def forward_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
     elif device.shared_bytes <= SMALL_SHARED:
         large = _by_width(wide, (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 8, 2))
     elif device.family == "ampere":
-        large = _by_width(wide, (128, 64, 4 if is_plain(problem) else 8, 3), (128, 64, 8, 3), (64, 32, 8, 2))
+        plain = is_plain(problem)
+        large = _by_width(wide, (128, 64, 4 if plain else 8, 3), (128, 64 if plain else 32, 8, 3), (64, 32, 8, 2))
     else:
         large = _by_width(wide, (128, 128, 8, 3), (128, 64, 8, 3), (64, 32, 8, 2))
     return few_rows(large, problem)
@@ -137,7 +138,7 @@ def backward_default(problem: AttentionProblem, device: DeviceProfile) -> Config
             if wide <= 64
             else make_backward_config(64, 32, 8, 2)
         )
-    return make_backward_config(128, 64, 8, 3) if wide <= 64 else make_backward_config(128, 32, 8, 2)
+    return make_backward_config(128, 64 if wide <= 64 else 32, 8, 3)
 
 
 def backward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
