@@ -286,7 +286,8 @@ def test_explain_tells_plan_and_reasons(add: Callable[[Kernel], Kernel]) -> None
     assert data["plan"]["kernel"] == "fake.accepts"
     assert data["key"] == PROBLEM.key()
     refused = next(entry for entry in data["kernels"] if entry["kernel"] == "fake.refuses")
-    assert refused == {"kernel": "fake.refuses", "accepted": False, "reasons": ["no bias", "too small"]}
+    reasons = ["no bias", "too small"]
+    assert refused == {"kernel": "fake.refuses", "accepted": False, "automatic": True, "reasons": reasons}
 
 
 def test_explain_never_raises_for_want_of_a_kernel(add: Callable[[Kernel], Kernel]) -> None:
