@@ -11,12 +11,15 @@ import torch
 
 import faops
 from faops import dispatch, registry
+from faops.autotune.synthetic import inputs_for
 from faops.autotune.tuner import tune
-from faops.backends.triton import base, versions
+from faops.backends.triton import base, space, versions
+from faops.backends.triton.forward import TritonForward
 from faops.device import detect, known
-from faops.errors import NoKernelError
+from faops.errors import NoKernelError, UnavailableError
+from faops.inputs import AttentionInputs
 from faops.problem import AttentionProblem, Op
-from faops.registry import Rejected
+from faops.registry import Config, Rejected
 
 CPU = detect("cpu")
 PROBLEM = AttentionProblem(
@@ -140,3 +143,27 @@ def test_a_tuning_result_is_not_served_for_other_code(tmp_path: Path, monkeypatc
     kernel = registry.get("triton.forward")
     assert kernel is not None
     assert kernel.source_hash() in hashes
+
+
+def test_a_problem_that_does_not_compile_is_not_planned_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its default config; another config may fail without more ado, and other problems are not concerned."""
+    kernel = registry.get("triton.forward")
+    assert isinstance(kernel, TritonForward)
+    monkeypatch.setattr(base, "_refused", {})
+
+    def fail(self: TritonForward, inputs: AttentionInputs, config: Config) -> None:
+        raise UnavailableError("the compiler gave up")
+
+    monkeypatch.setattr(TritonForward, "run", fail)
+    inputs = inputs_for(PROBLEM, torch.device("cpu"))
+    problem = inputs.problem()
+    with pytest.raises(UnavailableError, match="the compiler gave up"):
+        kernel.launch(inputs, space.make_config(32, 32, 4, 1))
+    assert kernel.check(problem, CPU)
+    with pytest.raises(UnavailableError, match="the compiler gave up"):
+        kernel.launch(inputs, kernel.default_config(problem, CPU))
+    assert kernel.check(problem, CPU) == Rejected(("the compiler gave up",))
+    assert kernel.check(replace(problem, softcap=True), CPU)
+    dispatch.forget()
+    with pytest.raises(NoKernelError, match="the compiler gave up"):
+        faops.attention(inputs.q, inputs.k, inputs.v, backend="triton")
