@@ -52,8 +52,9 @@ class TritonBackward(TritonKernel):
         buffers = (call.dq_sum is None, call.dbias is None, call.dsinks is None)
         tensors = (*call.operands, call.dout, call.dlse)
         key = ("backward", config, specialize.precision(call.dout.dtype), buffers, *call_key(inputs.forward, tensors))
+        number = launch.number(key)
         for name, operands, describe in call.steps():
-            launch.launch((name, key), operands, describe)
+            launch.launch((name, number), operands, describe)
         return call.results()
 
 

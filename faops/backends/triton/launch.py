@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -67,6 +68,20 @@ _ready: dict[int, dict[Hashable, Ready]] = {}  # by device index, -1 for the CPU
 _compiled: set[tuple[int, str]] = set()  # kernels that a device has taken, in any config
 _preparing = threading.Lock()
 _interpreter = threading.Lock()  # it keeps the place in the grid in a global
+
+
+_numbers: dict[Hashable, int] = {}
+_next_number = itertools.count()
+
+
+def number(key: Hashable) -> int:
+    """A number that stands for ``key`` in the keys of a call's launches, so that a long one is hashed once a call."""
+    found = _numbers.get(key)
+    if found is None:
+        if len(_numbers) >= MEMO_LIMIT:
+            _numbers.clear()
+        found = _numbers[key] = next(_next_number)
+    return found
 
 
 def launch(key: Hashable, tensors: Tensors, build: Callable[[], Launch]) -> None:
