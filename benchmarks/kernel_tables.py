@@ -1,4 +1,4 @@
-"""Tables of what is known of the CUDA kernels without a GPU: compile times, instruction counts, device traffic."""
+"""Tables of what is known of the kernels without a GPU: compile and launch times, instruction counts, traffic."""
 
 from __future__ import annotations
 
@@ -62,5 +62,21 @@ def traffic(result: Result) -> Table:
             ),
         )
         for case in result["cases"]
+    ]
+    return heading, rows
+
+
+def triton_launch(result: Result) -> Table:
+    """Of benchmarks.triton_launch, in microseconds a call: the shortest batch, and the median one."""
+    heading = ("call", "Triton's own launch", "faops' launch", "whole call of the kernel")
+    rows = [
+        (
+            found["case"]["name"],
+            *(
+                f"{found['calls'][name]['min'] * 1e6:.1f} ({found['calls'][name]['median'] * 1e6:.1f})"
+                for name in ("triton", "launch", "call")
+            ),
+        )
+        for found in result["cases"]
     ]
     return heading, rows

@@ -143,6 +143,10 @@ def traffic(result: Result) -> str:
     return grid(*kernel_tables.traffic(result))
 
 
+def triton_launch(result: Result) -> str:
+    return grid(*kernel_tables.triton_launch(result))
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "cpu": cpu,
     "host_time": host_time,
@@ -150,6 +154,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "compile_time": compile_time,
     "instructions": instructions,
     "traffic": traffic,
+    "triton_launch": triton_launch,
 }
 
 
