@@ -44,7 +44,7 @@ def forward_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
     elif is_crowded(problem):
         large = _by_width(wide, (128, 32, 8, 2), (64, 32, 8, 2), (64, 16, 8, 2))
     elif device.shared_bytes <= SMALL_SHARED:
-        large = _by_width(wide, (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 8, 2))
+        large = _by_width(wide, (64, 64, 4, 3), (128, 32, 8, 3), (64, 32, 8, 2))
     elif device.family == "ampere":
         plain = is_plain(problem)
         large = _by_width(wide, (128, 64, 4 if plain else 8, 3), (128, 64 if plain else 32, 8, 3), (64, 32, 8, 2))
@@ -80,12 +80,15 @@ def few_rows(config: Config, problem: AttentionProblem) -> Config:
 
 def forward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
     """The legal configs, the default among them."""
+    wide = max(width(problem.head_dim), width(problem.head_dim_v))
     if problem.dtype == "float32":
         tiles = [(32, 16, 4), (32, 32, 4), (64, 32, 8), (64, 16, 4), (32, 16, 8)]
-    else:
+    elif wide <= 64:
         tiles = [(64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8)]
-        if max(width(problem.head_dim), width(problem.head_dim_v)) > 128:
-            tiles = [(64, 32, 4), (64, 32, 8), (64, 64, 8), (128, 32, 8), (128, 64, 8)]
+    elif wide <= 128:
+        tiles = [(64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8)]
+    else:
+        tiles = [(64, 32, 4), (64, 32, 8), (64, 64, 8), (128, 32, 8)]
     found = [forward_default(problem, device)]
     for block_m, block_n, warps in tiles:
         for stages in (1, 2) if problem.dtype == "float32" else (2, 3):
@@ -144,19 +147,25 @@ def backward_default(problem: AttentionProblem, device: DeviceProfile) -> Config
 def backward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
     """The legal configs, the default among them; those with atomic sums only where order may differ."""
     wide = max(width(problem.head_dim), width(problem.head_dim_v))
-    stages: tuple[int, ...]
+    stages: tuple[int, ...] = (1,) if problem.dtype == "float32" else (2, 3) if wide <= 128 else (1, 2)
     if problem.dtype == "float32":
-        tiles, stages = [(16, 16, 4), (16, 16, 8), (32, 16, 8), (32, 32, 8)], (1,)
+        tiles = [(16, 16, 4), (16, 16, 8), (32, 16, 8), (32, 32, 8)]
+        atomic = tiles[:3]
+    elif wide <= 64:
+        tiles = atomic = [(64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 32, 8), (128, 64, 8)]
     elif wide <= 128:
-        tiles, stages = [(64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 32, 8), (128, 64, 8)], (2, 3)
+        tiles = [(64, 32, 4), (64, 32, 8), (64, 64, 8), (128, 32, 8), (128, 64, 8)]
+        atomic = tiles[1:4]  # with a product more the others spill much
     else:
-        tiles, stages = [(32, 32, 8), (64, 32, 8), (64, 64, 8)], (1, 2)
+        tiles, atomic = [(32, 32, 8), (64, 32, 8)], [(32, 32, 8)]
     found = [backward_default(problem, device)]
-    for outer, inner, warps in tiles:
+    candidates = [(tile, False) for tile in tiles]
+    if not problem.deterministic:
+        candidates += [(tile, True) for tile in atomic]
+    for (outer, inner, warps), atomic_dq in candidates:
         for count in stages:
-            for atomic in (False,) if problem.deterministic else (False, True):
-                config = make_backward_config(outer, inner, warps, count, atomic)
-                fits = backward_shared_bytes(config, problem) <= device.limits.shared_per_block
-                if fits and config not in found:
-                    found.append(config)
+            config = make_backward_config(outer, inner, warps, count, atomic_dq)
+            fits = backward_shared_bytes(config, problem) <= device.limits.shared_per_block
+            if fits and config not in found:
+                found.append(config)
     return found

@@ -11,9 +11,9 @@ from faops.backends.triton.gates.cases import Case
 from faops.backends.triton.launch import Launch, Tensors
 from faops.errors import FaopsError
 
-# What a thread may keep in memory in configs that are no default: sixteen of its 255 registers. The largest tiles lack
-# up to ten and may be the fastest all the same, which the tuner measures; what lacks more lacks dozens.
-MARGIN_SPILL_BYTES = 64
+# What a thread may keep in memory in configs that are no default: 64 registers. The largest tiles lack up to fifty and
+# may be the fastest all the same, which the tuner measures; what lacks more lacks hundreds.
+MARGIN_SPILL_BYTES = 256
 # Rows and columns that the warp groups of Hopper and the tensor memory of Blackwell multiply at least; smaller tiles
 # go through the instruction of Ampere.
 GROUP_ROWS = 64
