@@ -17,6 +17,7 @@ SCRATCH = 16 * 1024  # bytes; the most that was seen
 # Where Triton gives loads, products and softmax warps of their own. On Hopper it leaves loops with plain pointers as
 # they are, or fails.
 WARP_SPECIALIZED = ("sm_100", "sm_103")
+BARRIERS = 1024  # bytes at most
 LEAST_ROWS = 16  # of a tile that tl.dot takes
 
 
@@ -97,8 +98,19 @@ def forward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Conf
             if fits and config not in found:
                 found.append(config)
     if device.arch in WARP_SPECIALIZED and versions.has_warp_specialization():
-        found += [Config({**config, "warp_specialize": True}) for config in found if config["num_stages"] != 1]
+        found += [
+            Config({**config, "warp_specialize": True})
+            for config in found
+            if config["num_stages"] != 1
+            and _specialized_shared_bytes(config, problem) <= device.limits.shared_per_block
+        ]
     return found
+
+
+def _specialized_shared_bytes(config: Config, problem: AttentionProblem) -> int:
+    """What a block with warps of several kinds takes: one block of keys more, and barriers."""
+    keys = config.integer("block_n") * width(problem.head_dim) * problem.torch_dtype.itemsize
+    return forward_shared_bytes(config, problem) + keys + BARRIERS
 
 
 def make_backward_config(
