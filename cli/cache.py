@@ -32,23 +32,25 @@ def command() -> None:
 @json_option
 def ls(as_json: bool) -> None:
     """List all entries: key, winner, speed-up over the default, date, and whether calls on that device use
-    it: not when it was measured with other versions of torch or the compilers, or of the kernel. The last line
-    tells how many compiled kernels there are.
+    it: not when it was measured with other versions of torch or the compilers, or of the kernel. The last lines
+    tell how many problems wait for `faops tune --from-misses`, and how many compiled kernels there are.
 
     \b
     Examples:
       faops cache ls
       faops cache ls --json
     """
+    from faops.autotune import misses
     from faops.autotune.cache import TuningCache
     from faops.backends.cuda_raw import cubin_cache
 
     cache = TuningCache()
-    entries = cache.entries()
+    entries, waiting = cache.entries(), misses.counts(cache)
     count, size = cubin_cache.usage()
     if as_json:
         cubins = {"path": str(cubin_cache.directory()), "count": count, "bytes": size}
-        print_json("cache ls", path=str(cache.root), entries=[_brief(entry) for entry in entries], cubins=cubins)
+        rows = [_brief(entry) for entry in entries]
+        print_json("cache ls", path=str(cache.root), entries=rows, misses=waiting, cubins=cubins)
         return
     for (device, software), group in groupby(entries, key=lambda entry: (entry.device, _software(entry))):
         print_line(f"{device} ({software})", style="bold")
@@ -58,6 +60,8 @@ def ls(as_json: bool) -> None:
         print_line(f"{_counted(len(entries), 'entry', 'entries')} in {cache.root}")
     else:
         print_line(f"no entries in {cache.root}; `faops tune` makes them")
+    for device, number in waiting.items():
+        print_line(f"{waiting_words(number)} on {device}")
     if count:
         print_line(f"{_kernels(count)}, {_size(size)}, in {cubin_cache.directory()}")
 
@@ -90,7 +94,8 @@ def show(key: str, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def clear(key: str | None, cubins: bool, yes: bool, as_json: bool) -> None:
-    """Remove all entries, unreadable ones too, or only the one with KEY; with --cubins the compiled kernels.
+    """Remove all entries, unreadable ones too, and the notes of problems that ran untuned; or only the entry with KEY;
+    with --cubins the compiled kernels.
 
     \b
     Examples:
@@ -99,6 +104,7 @@ def clear(key: str | None, cubins: bool, yes: bool, as_json: bool) -> None:
       faops cache clear q1024 --yes
       faops cache clear --cubins --yes
     """
+    from faops.autotune import misses
     from faops.autotune.cache import TuningCache
     from faops.backends.cuda_raw import cubin_cache
 
@@ -114,10 +120,13 @@ def clear(key: str | None, cubins: bool, yes: bool, as_json: bool) -> None:
         if not click.confirm(f"Remove {what} in {place}?", err=True):
             raise click.exceptions.Exit(1)
     removed = cubin_cache.prune(0)[0] if cubins else cache.clear(key=exact)
+    missed = 0 if cubins or exact else misses.clear(cache)
     if as_json:
-        print_json("cache clear", path=str(place), removed=removed)
+        print_json("cache clear", path=str(place), removed=removed, misses=missed)
     else:
         what = _kernels(removed) if cubins else _counted(removed, "entry", "entries")
+        if missed:
+            what += f" and {_counted(missed, 'note of a problem', 'notes of problems')} that ran untuned"
         print_line(f"removed {what} from {place}")
 
 
@@ -185,6 +194,12 @@ def _kernels(count: int) -> str:
 
 def _counted(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
+
+
+def waiting_words(count: int) -> str:
+    """How many problems that programs ran untuned are still to be tuned."""
+    waiting = _counted(count, "problem that ran untuned waits", "problems that ran untuned wait")
+    return f"{waiting} for `faops tune --from-misses`"
 
 
 def _size(size: int) -> str:

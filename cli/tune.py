@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .cache import waiting_words
 from .devices import torch_device
 from .durations import parse_duration
 from .output import json_option, print_json, print_line, print_table, ratio, seconds
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--hf-config", metavar="PATH", help="Tune for a model by its config.json, or the folder that holds it.")
 @click.option("--shape", "shapes", multiple=True, metavar="S", help="Tune one problem; may be repeated.")
 @click.option("--plan", metavar="FILE", help="Tune the problems of a YAML file.")
+@click.option("--from-misses", is_flag=True, help="Tune what programs on this machine ran untuned.")
 @click.option("--dtype", help="dtype of the model's problems (default: float32 on a CPU, else a 16-bit one).")
 @click.option("--batch", type=click.IntRange(min=1), help="Batch size of the model's problems (default: 1).")
 @click.option("--prompt", type=click.IntRange(min=1), multiple=True, help="Prompt length; may be repeated.")
@@ -41,6 +43,7 @@ def command(
     hf_config: str | None,
     shapes: tuple[str, ...],
     plan: str | None,
+    from_misses: bool,
     device: str | None,
     force: bool,
     time_budget: float | None,
@@ -51,8 +54,9 @@ def command(
 ) -> None:
     """Measure the kernels and configs for a workload and remember the fastest, for this device.
 
-    The workload is one of --model, --hf-config, --shape and --plan. What was tuned before is reused and not measured.
-    Ctrl-C keeps the problems that were finished. Exits with 1 when a problem failed or a winner could not be stored.
+    The workload is one of --model, --hf-config, --shape, --plan and --from-misses: the problems that programs ran
+    untuned on this device. What was tuned before is reused and not measured. Ctrl-C keeps the problems that were
+    finished. Exits with 1 when a problem failed or a winner could not be stored.
 
     \b
     Examples:
@@ -61,16 +65,23 @@ def command(
       faops tune --hf-config path/to/config.json --batch 4 --training
       faops tune --shape b=1,sq=1024,h=8,d=64,causal=1 --shape sq=1,sk=1024,h=8,d=64,op=decode
       faops tune --plan tune.yaml --time-budget 2m --json
+      faops tune --from-misses --dry-run
     """
     if list_models:
         _list_models(as_json)
         return
-    sources = {"--model": model, "--hf-config": hf_config, "--shape": list(shapes), "--plan": plan}
+    sources = {
+        "--model": model, "--hf-config": hf_config, "--shape": list(shapes), "--plan": plan,
+        "--from-misses": from_misses,
+    }  # fmt: skip
     given = {name: value for name, value in sources.items() if value}
     options = {name: value for name, value in model_options.items() if value}
     _require_one_source(list(given), options)
     where = torch_device(device)
     problems = _problems(*given.popitem(), options, where)
+    if not problems and not as_json:  # only misses can be none
+        _nothing_waits(where)
+        return
     if dry_run:
         _dry_run(problems, where, force, as_json)
         return
@@ -80,8 +91,9 @@ def command(
 def _require_one_source(given: list[str], options: dict[str, Any]) -> None:
     if len(given) != 1:
         found = f"not {' and '.join(given)}" if given else "none was given"
-        raise click.UsageError(f"name what to tune by one of --model, --hf-config, --shape and --plan; {found}")
-    if options and given[0] in ("--shape", "--plan"):
+        names = "--model, --hf-config, --shape, --plan and --from-misses"
+        raise click.UsageError(f"name what to tune by one of {names}; {found}")
+    if options and given[0] not in ("--model", "--hf-config"):
         name = "--" + next(iter(options)).replace("_", "-")
         raise click.UsageError(f"{name} goes with --model and --hf-config; with {given[0]} it is written in there")
 
@@ -98,7 +110,28 @@ def _problems(source: str, value: Any, options: dict[str, Any], where: torch.dev
         return workloads.from_hf_config(value, device=where, **options).problems
     if source == "--plan":
         return workloads.from_plan(value, device=where).problems
+    if source == "--from-misses":
+        return _waiting(where)
     return workloads.from_shapes(value).problems
+
+
+def _waiting(where: torch.device) -> list[AttentionProblem]:
+    from faops.autotune import misses
+    from faops.autotune.cache import TuningCache
+    from faops.device import detect
+
+    return [miss.problem for miss in misses.waiting(TuningCache(), detect(where).identity)]
+
+
+def _nothing_waits(where: torch.device) -> None:
+    """Say so, and where else problems wait: a CPU with another number of threads is another device."""
+    from faops.autotune import misses
+    from faops.autotune.cache import TuningCache
+    from faops.device import detect
+
+    print_line(f"nothing to tune: no problem that ran untuned waits on {detect(where).identity}")
+    for identity, count in misses.counts(TuningCache()).items():
+        print_line(f"{waiting_words(count)} on {identity}")
 
 
 def _list_models(as_json: bool) -> None:
@@ -138,25 +171,30 @@ def _dry_run(problems: list[AttentionProblem], where: torch.device, force: bool,
 def _tune(
     problems: list[AttentionProblem], where: torch.device, force: bool, time_budget: float | None, as_json: bool
 ) -> None:
-    from faops.autotune import tuner
+    from faops.autotune import misses, tuner
     from faops.autotune.cache import TuningCache
     from faops.device import detect
 
-    cache = TuningCache()
-    directory = str(cache.directory(detect(where)))
+    cache, profile = TuningCache(), detect(where)
+    directory = str(cache.directory(profile))
     try:
         with reporter(as_json) as on_event:
             results = tuner.tune(problems, where, force=force, time_budget=time_budget, on_event=on_event, cache=cache)
     except KeyboardInterrupt:
         click.echo("the problems that were finished are stored; the same command goes on with the rest", err=True)
         raise
+    finally:
+        waiting = misses.settle(cache, profile.identity)
     if as_json:
         measured = sum(result.measurements for result in results)
+        rows = [_as_dict(result) for result in results]
         print_json(
-            "tune", device=str(where), path=directory, measurements=measured, problems=[_as_dict(r) for r in results]
+            "tune", device=str(where), path=directory, measurements=measured, problems=rows, misses_waiting=waiting
         )
     else:
         _print_results(results, directory)
+        if waiting:
+            print_line(waiting_words(waiting))
     if any(result.status == "failed" or _unsaved(result) for result in results):
         raise click.exceptions.Exit(1)
 

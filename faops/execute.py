@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from faops import dispatch
+from faops.autotune import misses
 from faops.device import detect
 from faops.dispatch import Plan
 from faops.errors import FaopsWarning, UnavailableError
@@ -39,14 +40,26 @@ def decode(inputs: DecodeInputs) -> tuple[Tensor, Tensor | None]:
 
 
 def _launch(key: tuple[Any, ...], inputs: Any, like: Tensor, backend: str) -> Any:
-    plans = dispatch.memo()
-    plan: Plan | None = plans.get(key)
+    plan: Plan | None = dispatch.memo().get(key)
     if plan is None:
-        plan = plans[key] = dispatch.plan(inputs.problem(), detect(like.device), backend)
+        return _launch_first(key, inputs, like, backend)
     try:
         return run(plan, inputs, like)
     except UnavailableError as error:
         return _run_another(plan, error, inputs, like, backend)
+
+
+def _launch_first(key: tuple[Any, ...], inputs: Any, like: Tensor, backend: str) -> Any:
+    """Plan and launch a call that has no plan yet, and write it down for tuning if it ran untuned."""
+    problem, device = inputs.problem(), detect(like.device)
+    plan = dispatch.plan(problem, device, backend)
+    dispatch.memo()[key] = plan
+    try:
+        result = run(plan, inputs, like)
+    except UnavailableError as error:
+        return _run_another(plan, error, inputs, like, backend)
+    misses.record(problem, device, plan)
+    return result
 
 
 def run(plan: Plan, inputs: Any, like: Tensor) -> Any:

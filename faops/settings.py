@@ -64,6 +64,13 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting("tuning", "FAOPS_TUNING", True, _parse_bool, "whether tuned winners are used at call time"),
         Setting(
+            "record_misses",
+            "FAOPS_RECORD_MISSES",
+            True,
+            _parse_bool,
+            "whether a problem that runs untuned is written down, for `faops tune --from-misses`",
+        ),
+        Setting(
             "check_values",
             "FAOPS_CHECK_VALUES",
             False,

@@ -9,6 +9,7 @@ import pytest
 from faops import dispatch, registry
 from faops.autotune import cache as cache_module
 from faops.autotune.cache import TuningCache
+from faops.device import DeviceProfile, detect
 from faops.registry import Kernel
 
 from .support import FakeKernel
@@ -24,6 +25,11 @@ def cache() -> TuningCache:
     """An empty cache, the one that the settings name. Warnings of earlier tests count no longer."""
     cache_module._warned.clear()
     return TuningCache()
+
+
+@pytest.fixture
+def cpu() -> DeviceProfile:
+    return detect("cpu")
 
 
 @pytest.fixture

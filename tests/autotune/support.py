@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from faops.autotune import effort, environment
+from faops.autotune import effort, environment, misses
+from faops.autotune.cache import TuningCache
 from faops.autotune.entry import Entry, Timing, problem_dict
 from faops.autotune.search import Candidate
 from faops.device import DeviceProfile
+from faops.dispatch import Plan
 from faops.errors import TuningError
 from faops.problem import AttentionProblem
 from faops.registry import Config, Decision, Kernel, decide
@@ -95,3 +98,13 @@ def make_entry(device: DeviceProfile, problem: AttentionProblem = PROBLEM, **cha
         "date": "2026-11-21",
     }
     return Entry(**{**values, **changes})
+
+
+def untuned(problem: AttentionProblem, device: DeviceProfile) -> None:
+    """What a call on ``device`` does once it has run ``problem`` by default."""
+    misses.record(problem, device, Plan(FakeKernel(), Config(block=0), "default", ""))
+
+
+def missed(cache: TuningCache) -> list[Path]:
+    """Every file below a directory of misses, whatever it is."""
+    return sorted(cache.root.rglob("misses/*"))

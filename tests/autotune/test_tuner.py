@@ -26,11 +26,6 @@ from .support import PROBLEM, FakeBench, FakeKernel, make_entry, steady
 OTHER = replace(PROBLEM, head_dim=128)
 
 
-@pytest.fixture
-def cpu() -> DeviceProfile:
-    return detect("cpu")
-
-
 @pytest.fixture(autouse=True)
 def only_fake_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     """The made-up times are about made-up kernels alone."""
