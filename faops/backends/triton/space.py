@@ -98,12 +98,10 @@ def forward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Conf
             if fits and config not in found:
                 found.append(config)
     if device.arch in WARP_SPECIALIZED and versions.has_warp_specialization():
-        found += [
-            Config({**config, "warp_specialize": True})
-            for config in found
-            if config["num_stages"] != 1
-            and _specialized_shared_bytes(config, problem) <= device.limits.shared_per_block
-        ]
+        limit = device.limits.shared_per_block
+        pipelined = [config for config in found if config["num_stages"] != 1]
+        fitting = [config for config in pipelined if _specialized_shared_bytes(config, problem) <= limit]
+        found += [Config({**config, "warp_specialize": True}) for config in fitting]
     return found
 
 
