@@ -151,7 +151,9 @@ def backward_default(problem: AttentionProblem, device: DeviceProfile) -> Config
             if wide <= 64
             else make_backward_config(64, 32, 8, 2)
         )
-    return make_backward_config(128, 64 if wide <= 64 else 32, 8, 3)
+    if wide <= 64:
+        return make_backward_config(128, 64, 8, 3)
+    return make_backward_config(128, 32, 8, 3 if problem.layout == "varlen" else 2)  # the other number spills a little
 
 
 def backward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
