@@ -92,6 +92,14 @@ def decide(reasons: Iterable[str]) -> Decision:
     return Rejected(found) if found else Accepted()
 
 
+def hash_of(files: Iterable[Path]) -> str:
+    """Short hash of files' names and contents, in whatever order they come."""
+    digest = hashlib.sha256()
+    for source in sorted(files):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 class Kernel(ABC):
     """One kernel: an implementation of one op by one backend.
 
@@ -135,10 +143,7 @@ class Kernel(ABC):
         """
         module = Path(inspect.getfile(type(self)))
         inside_package = "." in type(self).__module__
-        digest = hashlib.sha256()
-        for source in sorted(module.parent.glob("*.py")) if inside_package else [module]:
-            digest.update(source.name.encode() + source.read_bytes())
-        return digest.hexdigest()[:12]
+        return hash_of(module.parent.glob("*.py") if inside_package else [module])
 
     def matches(self, backend: str) -> bool:
         """Whether a forced ``backend`` means this kernel: its backend, id, or the id's family ("torch.blockwise")."""

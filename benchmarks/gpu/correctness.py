@@ -16,13 +16,11 @@ from benchmarks.gpu.outcome import Item
 from benchmarks.gpu.runners import runners_for
 from faops.backends.cuda_raw.space import space
 from faops.device import DeviceProfile, detect, known
-from tests.support import FEATURES, compatible
+from tests.support import FORWARD, compatible
 
 HEAD_DIMS = (64, 96, 128, 256)
 ODD_HEAD_DIMS = ((33, 40), (40, 33), (80, 127), (127, 80), (129, 192), (192, 64), (8, 1), (255, 256))
 SIZES = (1, 63, 65, 127, 129, 257, 300)
-# What a forward kernel sees of a call. The others change only backward.
-FORWARD = tuple(name for name in FEATURES if name not in ("lse_grad", "deterministic"))
 ROTATED: tuple[tuple[str, ...], ...] = ((), ("causal",), ("varlen", "causal"), ("mask",), ("window", "gqa"), ("bias",))
 MIXES = 12  # random sets of features for each family
 MIX_SIZE = 4

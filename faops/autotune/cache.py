@@ -329,10 +329,10 @@ class TuningCache:
         name = None if key is None else file_name(key)
         for path in self._files(device):
             if name is None or path.name == name:
-                removed += _remove(path)
+                removed += remove(path)
         if key is None:
             for leftover in self._files(device, TEMPORARY_SUFFIX):
-                _remove(leftover)
+                remove(leftover)
         return removed
 
     def _files(self, device: DeviceProfile | str | None, suffix: str = ".json") -> list[Path]:
@@ -352,7 +352,8 @@ class TuningCache:
             write_whole(manifest, json.dumps(content, indent=1) + "\n")
 
 
-def _remove(path: Path) -> bool:
+def remove(path: Path) -> bool:
+    """Remove a file of the cache; whether it was there. Raises CacheError where it cannot be."""
     try:
         path.unlink()
     except FileNotFoundError:

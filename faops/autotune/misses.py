@@ -19,11 +19,10 @@ from typing import Any
 from faops import dispatch, registry, settings
 from faops._version import __version__
 from faops.autotune import environment
-from faops.autotune.cache import TuningCache, serving
+from faops.autotune.cache import TuningCache, remove, serving
 from faops.autotune.entry import file_name
 from faops.device import DeviceProfile
 from faops.dispatch import Plan
-from faops.errors import CacheError
 from faops.problem import DTYPES, LAYOUTS, OPS, AttentionProblem
 
 SCHEMA = 1  # of the files
@@ -155,16 +154,7 @@ def clear(cache: TuningCache) -> int:
 
     Raises CacheError where one cannot be removed.
     """
-    removed = 0
-    for path in _files(cache.base, f"*/*/{DIRECTORY}/*.json"):
-        try:
-            path.unlink()
-            removed += 1
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise CacheError(f"{path} cannot be removed: {error.strerror or error}") from None
-    return removed
+    return sum(remove(path) for path in _files(cache.base, f"*/*/{DIRECTORY}/*.json"))
 
 
 def _tuned_keys(cache: TuningCache, identity: str) -> set[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import sysconfig
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from faops.doctor import probes
@@ -30,6 +32,17 @@ def look(
     if not runs:
         return warn(f"{compiler} does not run: {said}", use, fix=install())
     return ok(f"{language} compiler {said.splitlines()[0] if said else compiler}")
+
+
+def missing_header() -> Path | None:
+    """Python's own header, which extension modules include, where it is not there."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return None if header.is_file() else header
+
+
+def install_headers() -> str:
+    """The command that installs it."""
+    return "xcode-select --install" if platform.system() == "Darwin" else "sudo apt-get install python3-dev"
 
 
 def install() -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
-import sysconfig
-from pathlib import Path
 
 import torch
 
@@ -65,11 +62,6 @@ def check_compile() -> Result:
     found = cxx.look("torch.compile", use, COMPILERS)
     if found.status != "ok":
         return found
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    if not header.is_file():
-        return warn(f"{header} is missing, which torch.compile includes", use, fix=_install_headers())
+    if header := cxx.missing_header():
+        return warn(f"{header} is missing, which torch.compile includes", use, fix=cxx.install_headers())
     return found
-
-
-def _install_headers() -> str:
-    return "xcode-select --install" if platform.system() == "Darwin" else "sudo apt-get install python3-dev"

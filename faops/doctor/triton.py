@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -63,10 +62,9 @@ def check_compiler() -> Result:
         return skipped(reason)
     use = "Triton cannot build the module that launches its kernels"
     found = cxx.look("Triton", use, COMPILERS, named_fix="unset CC", variable="CC")
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    if found.status != "ok" or header.is_file():
-        return found
-    return warn(f"{header} is not there", use, fix="sudo apt-get install python3-dev")
+    if found.status == "ok" and (header := cxx.missing_header()):
+        return warn(f"{header} is not there", use, fix=cxx.install_headers())
+    return found
 
 
 def check_cache() -> Result:

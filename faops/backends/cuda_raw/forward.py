@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from faops.device import DeviceProfile
 from faops.inputs import AttentionInputs
 from faops.layout import empty_lse, empty_out
 from faops.problem import AttentionProblem
-from faops.registry import Config, Decision, Kernel, decide
+from faops.registry import Config, Decision, Kernel, decide, hash_of
 
 MAX_HEAD_DIM = 256
 MAX_BLOCKS = 2**31 - 1  # of a grid
@@ -107,7 +106,4 @@ class RawForward(Kernel):
 @functools.cache
 def _source_hash() -> str:
     """Of everything that shapes these kernels: the modules of this package and the CUDA sources."""
-    digest = hashlib.sha256()
-    for source in sorted((*Path(__file__).parent.glob("*.py"), *CSRC.iterdir())):
-        digest.update(source.name.encode() + source.read_bytes())
-    return digest.hexdigest()[:12]
+    return hash_of((*Path(__file__).parent.glob("*.py"), *CSRC.iterdir()))

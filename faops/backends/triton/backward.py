@@ -36,9 +36,7 @@ class TritonBackward(TritonKernel):
         if problem.dropout and device.vendor == "nvidia" and not versions.compiles_dropout_backward():
             yield "this Triton fails to compile the backward of dropout; 3.4 and newer do"
 
-    def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
-        if device.torch_type == "cpu":  # interpreted: slow, and no config is faster than another
-            return [self.default_config(problem, device)]
+    def space(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         return space.backward_space(problem, device)
 
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
@@ -83,7 +81,7 @@ class BackwardCall(NamedTuple):
         q, k, v, bias = operands.q, operands.k, operands.v, operands.bias
         dbias = dsinks = dq_sum = None
         if inputs.bias_grad and bias is not None:
-            parts = _tiles(forward.max_seqlen_q, _bias_tile(config)[0]) if _is_constant(bias) else 1
+            parts = _tiles(forward.max_seqlen_q, _blocks(config)[0]) if _is_constant(bias) else 1
             dbias = torch.zeros(parts, *bias.shape, dtype=torch.float32, device=q.device)
         if inputs.sinks_grad and operands.sinks is not None:
             tiles = _tiles(forward.max_seqlen_q, PREPARE_ROWS) * forward.batch
@@ -102,21 +100,21 @@ class BackwardCall(NamedTuple):
             gradient.zero_()
         if self.dsinks is not None:
             self.dsinks.zero_()
-        return self._results(self.dq)
+        return self._gradients()
 
     def results(self) -> Gradients:
         if self.dq_sum is not None:
             self.dq.copy_(self.dq_sum)
-        return self._results(self.dq)
+        return self._gradients()
 
-    def _results(self, dq: Tensor) -> Gradients:
+    def _gradients(self) -> Gradients:
         forward = self.inputs.forward
         dbias = dsinks = None
         if self.dbias is not None and forward.bias is not None:
             dbias = self.dbias.sum(0).to(forward.bias.dtype)
         if self.dsinks is not None and forward.sinks is not None:
             dsinks = self.dsinks.sum(0).to(forward.sinks.dtype)
-        return dq, self.dk, self.dv, dbias, dsinks
+        return self.dq, self.dk, self.dv, dbias, dsinks
 
     def steps(self) -> list[tuple[str, Tensors, Callable[[], Launch]]]:
         """The kernels in their order: a name, its tensors and what makes its launch."""
@@ -170,11 +168,11 @@ class BackwardCall(NamedTuple):
             grid=(rows * o.q.shape[-2] * self.inputs.forward.batch, 1, 1),
             numbers={**{name: found[name] for name in names}, "row_tiles": rows},
             constants={**constants, "BLOCK_M": PREPARE_ROWS, "WIDE": specialize.is_wide((self.dout, o.out))},
-            options={"num_warps": PREPARE_WARPS, "num_stages": 1, **specialize.FUSION},
+            options={"num_warps": PREPARE_WARPS, "num_stages": 1},
         )
 
     def _dkv(self) -> Launch:
-        outer, inner = self.config.integer("block_outer"), self.config.integer("block_inner")
+        outer, inner = _blocks(self.config)
         tiles, heads_kv = _tiles(self.inputs.forward.max_seqlen_k, outer), self.operands.k.shape[-2]
         return self._launch(
             "backward.attention_dkv", self._programs(tiles, heads_kv), {"key_tiles": tiles},
@@ -182,7 +180,7 @@ class BackwardCall(NamedTuple):
         )  # fmt: skip
 
     def _dq(self) -> Launch:
-        outer, inner = self.config.integer("block_outer"), self.config.integer("block_inner")
+        outer, inner = _blocks(self.config)
         tiles, heads = _tiles(self.inputs.forward.max_seqlen_q, outer), self.operands.q.shape[-2]
         return self._launch(
             "backward.attention_dq", self._programs(tiles, heads), {"row_tiles": tiles},
@@ -197,7 +195,7 @@ class BackwardCall(NamedTuple):
         o, dbias = self.operands, self.dbias
         assert o.bias is not None and dbias is not None
         forward = self.inputs.forward
-        block_m, block_n = _bias_tile(self.config)
+        block_m, block_n = _blocks(self.config)
         rows, keys = _tiles(forward.max_seqlen_q, block_m), _tiles(forward.max_seqlen_k, block_n)
         of_batch, of_head, of_row, of_key = (size > 1 for size in o.bias.shape)
         programs = (rows if of_row or not of_key else 1) * (keys if of_key else 1)
@@ -215,7 +213,8 @@ def _tiles(length: int, block: int) -> int:
     return max(1, -(-length // block))
 
 
-def _bias_tile(config: Config) -> tuple[int, int]:
+def _blocks(config: Config) -> tuple[int, int]:
+    """(owned, stepped over); of the bias's gradient, the rows and keys of a tile."""
     return config.integer("block_outer"), config.integer("block_inner")
 
 

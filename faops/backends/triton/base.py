@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from faops.device import DeviceProfile, detect
 from faops.errors import UnavailableError
 from faops.inputs import BackwardInputs
 from faops.problem import AttentionProblem
-from faops.registry import Config, Decision, Kernel, decide
+from faops.registry import Config, Decision, Kernel, decide, hash_of
 
 MAX_HEAD_DIM = 256
 MAX_PROGRAMS = 2**31 - 1  # of a grid's first axis
@@ -43,6 +42,15 @@ class TritonKernel(Kernel):
         yield from versions.missing(device)
         if reason := _refused.get((self.id, device.name, problem)):
             yield reason
+
+    def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
+        if device.torch_type == "cpu":  # interpreted: slow, and no config is faster than another
+            return [self.default_config(problem, device)]
+        return self.space(problem, device)
+
+    @abstractmethod
+    def space(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
+        """The legal configs on a GPU, the default among them."""
 
     def launch(self, inputs: Any, config: Config) -> Any:
         try:
@@ -77,7 +85,4 @@ _refused: dict[tuple[str, str, AttentionProblem], str] = {}  # by kernel, device
 def _source_hash() -> str:
     """Of everything that shapes these kernels."""
     here = Path(__file__).parent
-    digest = hashlib.sha256()
-    for source in sorted((*here.glob("*.py"), *(here / "kernels").glob("*.py"))):
-        digest.update(source.name.encode() + source.read_bytes())
-    return digest.hexdigest()[:12]
+    return hash_of((*here.glob("*.py"), *(here / "kernels").glob("*.py")))

@@ -37,9 +37,7 @@ class TritonDecode(TritonKernel):
         if programs > MAX_PROGRAMS:
             yield f"the grid might have more than {MAX_PROGRAMS} programs"
 
-    def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
-        if device.torch_type == "cpu":  # interpreted: slow, and no config is faster than another
-            return [self.default_config(problem, device)]
+    def space(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         return decode_space.decode_space(problem, device)
 
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
@@ -193,7 +191,6 @@ def _describe_decode(
     tiles = decode_space.row_tiles(seqlen_q * group, config.integer("block_m"))
     band = inputs.band.simplify(seqlen_q, inputs.capacity)
     slopes = operands.alibi_slopes
-    plain = inputs.softcap == 0 and slopes is None and operands.bias is None
     return Launch(
         kernel="decode.attention_decode",
         grid=(tiles * splits * heads_kv * batch, 1, 1),
@@ -216,7 +213,7 @@ def _describe_decode(
             "WINDOW_LEFT": band.left != UNLIMITED,
             "WINDOW_RIGHT": band.right != UNLIMITED,
             "SOFTCAP": inputs.softcap > 0,
-            "FOLD_SCALE": plain and inputs.scale > 0,
+            "FOLD_SCALE": specialize.folds_scale(inputs.softcap, inputs.scale, slopes, operands.bias),
             "PRECISION": specialize.precision(q.dtype),
             "WIDE": _is_wide(operands),
         },

@@ -21,9 +21,7 @@ class TritonForward(TritonKernel):
     name = "forward"
     op = "forward"
 
-    def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
-        if device.torch_type == "cpu":  # interpreted: slow, and no config is faster than another
-            return [self.default_config(problem, device)]
+    def space(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         return space.forward_space(problem, device)
 
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
@@ -45,7 +43,6 @@ def describe(inputs: AttentionInputs, operands: Operands, config: Config) -> Lau
     row_tiles = max(1, -(-inputs.max_seqlen_q // config.integer("block_m")))
     varlen = operands.cu_seqlens_q is not None
     programs = row_tiles * q.shape[-2] * inputs.batch + (q.shape[-2] if varlen else 0)
-    plain = inputs.softcap == 0 and operands.alibi_slopes is None and operands.bias is None
     return Launch(
         kernel="forward.attention_forward",
         grid=(programs, 1, 1),
@@ -54,7 +51,7 @@ def describe(inputs: AttentionInputs, operands: Operands, config: Config) -> Lau
             **specialize.constants(inputs, operands),
             "BLOCK_M": config.integer("block_m"),
             "BLOCK_N": config.integer("block_n"),
-            "FOLD_SCALE": plain and inputs.scale > 0,
+            "FOLD_SCALE": specialize.folds_scale(inputs.softcap, inputs.scale, operands.alibi_slopes, operands.bias),
             "WARP_SPECIALIZE": bool(config.get("warp_specialize", False)),
         },
         options=specialize.options(config),

@@ -16,8 +16,6 @@ Constant = int | float | bool | str | None
 
 LEAST_WIDTH = 16  # of a matrix that tl.dot takes
 LARGEST_TILE = 256  # rows or keys
-# Scores times a scale less the largest one: one instruction instead of two. Triton is about to stop doing so unasked.
-FUSION = {"enable_fp_fusion": True}
 FLOAT32_PRODUCTS = {"highest": "ieee", "high": "tf32", "medium": "tf32"}  # of torch's float32_matmul_precision
 
 
@@ -61,9 +59,14 @@ def constants(inputs: AttentionInputs, operands: Operands) -> dict[str, Constant
     }
 
 
+def folds_scale(softcap: float, scale: float, alibi_slopes: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether the scale may wait for the multiplication before exp2: it is positive and the scores get nothing else."""
+    return softcap == 0 and alibi_slopes is None and bias is None and scale > 0
+
+
 def options(config: Config) -> dict[str, int | bool]:
     """What the compiler is told."""
-    return {"num_warps": config.integer("num_warps"), "num_stages": config.integer("num_stages"), **FUSION}
+    return {"num_warps": config.integer("num_warps"), "num_stages": config.integer("num_stages")}
 
 
 def as_bytes(operands: Operands) -> Operands:
