@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from faops.autotune.measure import quantile
+from faops.autotune.measurement.clocks import quantile
 
 Phases = dict[str, float]  # phase -> seconds
 Candidate = Callable[[], Phases]

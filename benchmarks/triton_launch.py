@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks import driver_stub, record
 from benchmarks.harness import Effort, batch_of, interleave, summary
 from benchmarks.host_time import one_thread
-from faops.autotune.synthetic import inputs_for
+from faops.autotune.measurement.synthetic import inputs_for
 from faops.backends.triton import launch, versions
 from faops.backends.triton.forward import TritonForward, launches
 from faops.backends.triton.launch import kernel_function

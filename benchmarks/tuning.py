@@ -24,7 +24,7 @@ import faops
 from benchmarks import record
 from benchmarks.harness import Candidate, Effort, Phases, batch_of, interleave, speedup, summary
 from faops import dispatch
-from faops.autotune.synthetic import inputs_for
+from faops.autotune.measurement.synthetic import inputs_for
 from faops.autotune.tuner import tune
 from faops.autotune.workloads import from_model, from_shapes
 from faops.inputs import AttentionInputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .cache import print_timings
+from .cache.show import print_timings
 from .devices import profile
 from .output import json_option, print_json, print_line, print_pairs, print_table
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cache import waiting_words
+from .cache.words import waiting_words
 from .devices import torch_device
 from .durations import parse_duration
 from .output import json_option, print_json, print_line, print_table, ratio, seconds

@@ -21,6 +21,7 @@ from typing import Any
 
 from faops.device import DeviceProfile
 from faops.errors import FaopsWarning
+from faops.footprint import Footprint, Resources
 from faops.problem import AttentionProblem, Op
 
 # Modules that register the backends built into faops; each has a function register_kernels().
@@ -135,6 +136,17 @@ class Kernel(ABC):
     def automatic(self, device: DeviceProfile) -> bool:
         """Whether this kernel may be chosen and tuned on ``device`` unasked; if not, only a forced backend gets it."""
         return True
+
+    def footprint(self, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Footprint | None:
+        """What an accepted problem costs with ``config``, from counting alone; None where nobody has counted."""
+        return None
+
+    def compile(self, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Resources | None:
+        """Compile what ``config`` runs, so that a later call finds it on disk; None where there is nothing to compile.
+
+        Needs no device. Raises FaopsError where it cannot be compiled.
+        """
+        return None
 
     def source_hash(self) -> str:
         """Hash of the code whose speed the tuner measured; an entry made for other code is not served.

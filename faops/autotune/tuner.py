@@ -16,12 +16,13 @@ import torch
 from faops import dispatch, registry
 from faops._version import __version__
 from faops.autotune import effort, environment
-from faops.autotune.bench import DeviceBench
 from faops.autotune.cache import TuningCache, lookup, serving
 from faops.autotune.entry import Entry, Timing, problem_dict
-from faops.autotune.load import foreign_cores
-from faops.autotune.search import Bench, Candidate, Outcome, Space, planned, search, space
-from faops.autotune.synthetic import canonical
+from faops.autotune.measurement.bench import DeviceBench
+from faops.autotune.measurement.load import foreign_cores
+from faops.autotune.measurement.synthetic import canonical
+from faops.autotune.search.candidates import Bench, Candidate, Space, space
+from faops.autotune.search.halving import Outcome, planned, search
 from faops.device import DeviceProfile, detect
 from faops.errors import CacheError, FaopsError, NoKernelError, TuningError
 from faops.problem import AttentionProblem

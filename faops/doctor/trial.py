@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from faops import reference
-from faops.autotune.synthetic import inputs_for
+from faops.autotune.measurement.synthetic import inputs_for
 from faops.device import DeviceProfile, detect
 from faops.inputs import AttentionInputs, BackwardInputs, DecodeInputs
 from faops.problem import AttentionProblem, Band, Layout, Op

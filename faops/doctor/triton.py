@@ -99,7 +99,7 @@ def compile_sample(arch: str) -> None:
     os.environ.pop("TRITON_INTERPRET", None)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder
-        from faops.autotune.synthetic import inputs_for
+        from faops.autotune.measurement.synthetic import inputs_for
         from faops.backends.triton import forward, space
         from faops.backends.triton.compile import compile_launch
         from faops.inputs import AttentionInputs

@@ -12,7 +12,7 @@ import torch
 from faops.autotune import effort, environment, misses
 from faops.autotune.cache import TuningCache
 from faops.autotune.entry import Entry, Timing, problem_dict
-from faops.autotune.search import Candidate
+from faops.autotune.search.candidates import Candidate
 from faops.device import DeviceProfile
 from faops.dispatch import Plan
 from faops.errors import TuningError

@@ -95,7 +95,7 @@ def test_clear_one(faops: Faops, entries: list[Entry]) -> None:
 def test_clear_asks_on_a_terminal(
     faops: Faops, entries: list[Entry], monkeypatch: pytest.MonkeyPatch, answer: str, code: int, left: int
 ) -> None:
-    monkeypatch.setattr("faops_cli.cache._can_ask", lambda: True)
+    monkeypatch.setattr("faops_cli.cache.clear._can_ask", lambda: True)
     result = faops("cache", "clear", input=answer)
     assert result.exit_code == code
     assert "Remove all entries in" in result.stderr

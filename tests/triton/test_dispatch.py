@@ -11,7 +11,7 @@ import torch
 
 import faops
 from faops import dispatch, registry
-from faops.autotune.synthetic import inputs_for
+from faops.autotune.measurement.synthetic import inputs_for
 from faops.autotune.tuner import tune
 from faops.backends.triton import base, space, versions
 from faops.backends.triton.forward import TritonForward

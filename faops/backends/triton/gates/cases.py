@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from faops.architectures import KNOWN_DEVICES
-from faops.autotune.synthetic import Inputs, inputs_for
+from faops.autotune.measurement.synthetic import Inputs, inputs_for
 from faops.backends.triton import backward, decode, forward
 from faops.backends.triton.base import TritonKernel
 from faops.backends.triton.launch import Launch, Tensors

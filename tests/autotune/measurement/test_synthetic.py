@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from faops import registry
 from faops.autotune import effort
-from faops.autotune.bench import DeviceBench, relative_error
 from faops.autotune.effort import Budget
-from faops.autotune.search import Candidate
-from faops.autotune.synthetic import canonical, converted, inputs_for
+from faops.autotune.measurement.bench import DeviceBench, relative_error
+from faops.autotune.measurement.synthetic import canonical, converted, inputs_for
+from faops.autotune.search.candidates import Candidate
 from faops.device import detect
 from faops.errors import TuningError
 from faops.inputs import AttentionInputs, BackwardInputs, DecodeInputs
 from faops.problem import AttentionProblem, Band
 from faops.registry import Config
 
-from .support import FakeKernel
+from ..support import FakeKernel
 
 BASE = AttentionProblem(
     dtype="float32", batch=2, seqlen_q=24, seqlen_k=40, heads_q=4, heads_kv=2, head_dim=16, head_dim_v=16

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from faops.autotune import hf_config, plan_file
-from faops.autotune.attention_config import AttentionConfig, Workload, derive, unique
-from faops.autotune.models import MODELS
+from faops.autotune.workloads import hf_config, plan_file
+from faops.autotune.workloads.attention_config import AttentionConfig, Workload, derive, unique
+from faops.autotune.workloads.models import MODELS
 from faops.errors import PlanError
 from faops.problem import AttentionProblem, parse_shape
 

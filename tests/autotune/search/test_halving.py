@@ -8,13 +8,14 @@ import pytest
 
 from faops.autotune import effort
 from faops.autotune.effort import FINAL, QUICK
-from faops.autotune.measure import summarize
-from faops.autotune.search import Candidate, Space, beats, planned, search, space
+from faops.autotune.measurement.clocks import summarize
+from faops.autotune.search.candidates import Candidate, Space, space
+from faops.autotune.search.halving import beats, planned, search
 from faops.device import known
 from faops.errors import TuningError
 from faops.registry import Config
 
-from .support import PROBLEM, FakeBench, FakeKernel, steady
+from ..support import PROBLEM, FakeBench, FakeKernel, steady
 
 H200 = known("h200")
 KERNEL = FakeKernel()

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from faops.autotune import load, tuner
+from faops.autotune import tuner
 from faops.autotune.cache import TuningCache
+from faops.autotune.measurement import load
 from faops.autotune.tuner import Event
 
-from .support import PROBLEM, FakeBench, FakeKernel, steady
+from ..support import PROBLEM, FakeBench, FakeKernel, steady
 
 
 def statistics(path: Path, user: int, idle: int) -> Path:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from faops.autotune.attention_config import AttentionConfig
+from faops.autotune.workloads.attention_config import AttentionConfig
 from faops.errors import PlanError
 
 # Names of one number in the configs of different model families.

@@ -12,9 +12,9 @@ from torch import Tensor
 from faops import registry
 from faops.autotune import effort
 from faops.autotune.effort import Budget
-from faops.autotune.measure import clock_for, sample, warm_up
-from faops.autotune.search import Candidate
-from faops.autotune.synthetic import converted, inputs_for
+from faops.autotune.measurement.clocks import clock_for, sample, warm_up
+from faops.autotune.measurement.synthetic import converted, inputs_for
+from faops.autotune.search.candidates import Candidate
 from faops.device import DeviceProfile
 from faops.errors import TuningError
 from faops.problem import AttentionProblem

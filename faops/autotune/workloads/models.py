@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faops.autotune.attention_config import AttentionConfig
+from faops.autotune.workloads.attention_config import AttentionConfig
 
 # fmt: off
 MODELS: dict[str, AttentionConfig] = {

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from faops.autotune import workloads
-from faops.autotune.attention_config import AttentionConfig
 from faops.autotune.workloads import from_attention_config, from_hf_config, from_model, from_shapes, model_names
+from faops.autotune.workloads.attention_config import AttentionConfig
 from faops.device import known
 from faops.errors import PlanError
 from faops.problem import AttentionProblem, Band, parse_shape
@@ -75,7 +75,7 @@ def test_every_model_has_problems_with_keys_of_their_own(name: str) -> None:
 
 
 def test_the_default_dtype_depends_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    from faops.autotune import attention_config
+    from faops.autotune.workloads import attention_config
 
     for name, expected in (("cpu", "float32"), ("t4", "float16"), ("h200", "bfloat16"), ("910b", "bfloat16")):
         profile = known(name)

@@ -7,9 +7,19 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from faops.autotune import effort, measure
+from faops.autotune import effort
 from faops.autotune.effort import Budget
-from faops.autotune.measure import Clock, EventClock, HostClock, in_groups, quantile, relative_error, sample, summarize
+from faops.autotune.measurement import clocks as measure
+from faops.autotune.measurement.clocks import (
+    Clock,
+    EventClock,
+    HostClock,
+    in_groups,
+    quantile,
+    relative_error,
+    sample,
+    summarize,
+)
 from faops.registry import Config
 
 CONFIG = Config(block=1)

@@ -1,0 +1,1 @@
+"""Timing and checking candidates on a real device."""

@@ -1,0 +1,1 @@
+"""The search over kernels and configs of one problem."""
