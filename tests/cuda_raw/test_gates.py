@@ -13,7 +13,6 @@ from faops.backends.cuda_raw.gates import sass
 from faops.backends.cuda_raw.gates.cases import FEATURES, HEAD_DIMS, TARGETS, Case, default_configs, everything
 from faops.backends.cuda_raw.gates.code import (
     MARGIN_SPILL_BYTES,
-    blocks_per_unit,
     check_code,
     matrix_opcode,
     predicted_products,
@@ -183,30 +182,6 @@ def test_predictions_of_a_tile_worked_out_by_hand() -> None:
     assert predicted_products(Case(TURING, config, 128, torch.float16)) == 2 * 8 * (128 // 8) + 2 * 16 * (64 // 8)
     assert matrix_opcode(Case(AMPERE, config, 128, torch.bfloat16)) == "HMMA.16816.F32.BF16"
     assert matrix_opcode(Case(TURING, config, 128, torch.float16)) == "HMMA.1688.F32"
-
-
-@pytest.mark.parametrize(
-    ("target", "registers", "shared", "threads", "blocks"),
-    [
-        ("sm_80", 255, 0, 128, 2),  # 256 x 32 registers a warp: two warps in each of four banks
-        ("sm_80", 168, 0, 128, 3),
-        ("sm_80", 169, 0, 128, 2),
-        ("sm_80", 128, 0, 256, 2),
-        ("sm_80", 129, 0, 256, 1),
-        ("sm_80", 32, 0, 128, 16),
-        ("sm_80", 16, 0, 32, 32),
-        ("sm_80", 64, 81 * 1024, 128, 2),  # and 1 KiB each for the system: 164 KiB
-        ("sm_80", 64, 81 * 1024 + 1, 128, 1),
-        ("sm_86", 64, 49 * 1024, 128, 2),
-        ("sm_86", 64, 49 * 1024 + 1, 128, 1),
-        ("sm_75", 64, 32 * 1024, 128, 2),
-        ("sm_75", 64, 32 * 1024 + 1, 128, 1),
-        ("sm_75", 64, 0, 128, 8),  # 32 warps
-        ("sm_80", 64, 164 * 1024, 128, 0),
-    ],
-)
-def test_blocks_of_a_multiprocessor(target: str, registers: int, shared: int, threads: int, blocks: int) -> None:
-    assert blocks_per_unit(default(Target(target), 64), registers, shared, threads) == blocks
 
 
 def test_visible_blocks() -> None:

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from faops.backends.torch import footprint
 from faops.backends.torch.blockwise_backward import Gradients, attend_backward
 from faops.backends.torch.blockwise_forward import attend
 from faops.backends.torch.threads import cpu_threads, thread_choices
 from faops.backends.torch.tiles import Features, alibi_of, compute_dtype
 from faops.device import DeviceProfile
+from faops.footprint import Footprint
 from faops.inputs import AttentionInputs, BackwardInputs
 from faops.layout import empty_lse, empty_out
 from faops.problem import AttentionProblem
@@ -63,6 +65,9 @@ class Blockwise(Kernel):
         block_k = min(512, _round_up(problem.seqlen_k))
         block_h = _heads_per_tile(problem, block_q, block_k, _tile_scores(device))
         return Config(block_q=block_q, block_k=block_k, block_h=block_h, threads=0)
+
+    def footprint(self, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Footprint:
+        return footprint.blockwise(problem, device, config)
 
 
 class BlockwiseForward(Blockwise):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor
 
+from faops.backends.torch import footprint
 from faops.backends.torch.blockwise import common_reasons
 from faops.backends.torch.sdpa_cpu import (
     cpu_backward,
@@ -24,6 +25,7 @@ from faops.backends.torch.sdpa_cpu import (
 from faops.backends.torch.threads import cpu_threads, thread_choices
 from faops.backends.torch.tiles import split_heads
 from faops.device import DeviceProfile
+from faops.footprint import Footprint
 from faops.inputs import AttentionInputs, BackwardInputs
 from faops.problem import AttentionProblem
 from faops.registry import Config, Decision, Kernel, decide
@@ -69,6 +71,9 @@ class Sdpa(Kernel):
 
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
         return Config(threads=0, upcast=upcasts_by_default(problem, device))
+
+    def footprint(self, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Footprint:
+        return footprint.fused(problem, device, config)
 
 
 class SdpaForward(Sdpa):

@@ -15,11 +15,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from faops.backends.torch import footprint
 from faops.backends.torch.sdpa import Sdpa, shared_reasons
 from faops.backends.torch.sdpa_cpu import cpu_backward, cpu_forward, cpu_reasons
 from faops.backends.torch.threads import cpu_threads, thread_choices
 from faops.backends.torch.tiles import alibi_of, compute_dtype
 from faops.device import DeviceProfile
+from faops.footprint import Footprint
 from faops.inputs import AttentionInputs, BackwardInputs
 from faops.layout import empty_lse, empty_out
 from faops.problem import AttentionProblem, Band
@@ -55,6 +57,9 @@ class SdpaBanded(Sdpa):
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
         # A narrow window wants narrow blocks, which see few keys beyond it; otherwise fewer, larger calls are better.
         return Config(block_q=256 if problem.band.left >= 0 else 1024, threads=0)
+
+    def footprint(self, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Footprint:
+        return footprint.banded(problem, device, config)
 
 
 class SdpaBandedForward(SdpaBanded):

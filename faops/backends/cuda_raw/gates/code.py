@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from faops.architectures import Limits, cuda_number
 from faops.backends.cuda_raw import cubin_cache
 from faops.backends.cuda_raw.gates import sass
 from faops.backends.cuda_raw.gates.cases import Case, Findings, GateResult
 from faops.backends.cuda_raw.nvrtc import Compiled
 from faops.backends.cuda_raw.source import ENTRY
-from faops.backends.cuda_raw.space import MATRIX_ROWS, WARP, matrix_registers, padded
+from faops.backends.cuda_raw.space import MATRIX_ROWS, matrix_registers, padded
 from faops.backends.cuda_raw.specialize import Specialised
 from faops.errors import CompileError
+from faops.occupancy import blocks_per_unit
 
 VECTOR = 16  # bytes: the widest access of a thread, and what copies must use
-KIB = 1024
-
-# How registers and shared memory are handed out (CUDA C++ Programming Guide and the occupancy calculator of Nsight
-# Compute): registers to warps in steps of 256 from one of four banks of a multiprocessor, shared memory in steps, and
-# from 8.0 on one KiB a block for the system.
-REGISTER_STEP = 256
-REGISTER_BANKS = 4
-SHARED_STEP = {75: 256}  # bytes; 128 elsewhere
-SYSTEM_SHARED = {75: 0}  # bytes; 1 KiB elsewhere
 
 # Narrow loads of device memory that a feature asks for, by bytes a thread; all others must be of 16.
 NARROW_LOADS: dict[str, frozenset[int]] = {
@@ -85,7 +76,7 @@ def _check_spills(findings: Findings, case: Case, compiled: Compiled, function: 
 
 def _check_resources(findings: Findings, case: Case, compiled: Compiled, kernel: Specialised) -> None:
     shared = kernel.shared_bytes + (compiled.static_shared_bytes or 0)
-    blocks = blocks_per_unit(case, compiled.registers or 255, shared, kernel.source.threads)
+    blocks = blocks_per_unit(case.device.arch, compiled.registers or 255, shared, kernel.source.threads)
     wanted = wanted_blocks(case)
     findings.figures.update(shared_bytes=shared, blocks=blocks)
     findings.require(
@@ -93,17 +84,6 @@ def _check_resources(findings: Findings, case: Case, compiled: Compiled, kernel:
         f"{blocks} blocks fit a multiprocessor, {wanted} wanted: {compiled.registers} registers for "
         f"{kernel.source.threads} threads, {shared} bytes of shared memory",
     )
-
-
-def blocks_per_unit(case: Case, registers: int, shared: int, threads: int) -> int:
-    """Blocks that fit a multiprocessor at the same time."""
-    limits: Limits = case.device.limits
-    number, warps = cuda_number(case.target.name), threads // WARP
-    a_warp = _up(registers * WARP, REGISTER_STEP)
-    by_registers = limits.registers_per_unit // REGISTER_BANKS // a_warp * REGISTER_BANKS // warps
-    a_block = _up(shared + SYSTEM_SHARED.get(number, KIB), SHARED_STEP.get(number, 128))
-    by_shared = limits.shared_per_unit // a_block if a_block else limits.blocks_per_unit
-    return min(by_registers, by_shared, limits.warps_per_unit // warps, limits.blocks_per_unit)
 
 
 def wanted_blocks(case: Case) -> int:
@@ -115,10 +95,6 @@ def wanted_blocks(case: Case) -> int:
     if case.head_dim > 128 or not case.is_default:
         return 1
     return max(1, DEFAULT_WARPS // case.config.integer("warps"))
-
-
-def _up(size: int, step: int) -> int:
-    return -(-size // step) * step
 
 
 # ---------------------------------------------------------------------------------------------- products

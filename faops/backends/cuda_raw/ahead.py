@@ -1,0 +1,46 @@
+"""Compiling what a problem will need, before there are tensors for it and whether or not there is a card."""
+
+from __future__ import annotations
+
+from faops.backends.cuda_raw import cubin_cache, nvrtc
+from faops.backends.cuda_raw.nvrtc import Compiled
+from faops.backends.cuda_raw.space import Family
+from faops.backends.cuda_raw.specialize import Specialised, specialise
+from faops.device import DeviceProfile
+from faops.errors import UnavailableError
+from faops.footprint import Resources
+from faops.hollow import hollow_inputs
+from faops.inputs import AttentionInputs
+from faops.layout import empty_lse, empty_out
+from faops.operands import Operands
+from faops.problem import AttentionProblem
+from faops.registry import Config
+
+
+def specialised(family: Family, problem: AttentionProblem, config: Config) -> Specialised:
+    """The kernel of a call of ``problem`` with contiguous tensors."""
+    inputs = hollow_inputs(problem)
+    assert isinstance(inputs, AttentionInputs)
+    out = empty_out(inputs.q, inputs.v.shape[-1])
+    lse = empty_lse(inputs.q) if inputs.need_lse else None
+    return specialise(family, inputs, Operands.of(inputs, out, lse), config)
+
+
+def compile(family: Family, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Resources | None:
+    """Compile into the cache of cubins for an NVIDIA ``device``; what the kernel takes.
+
+    None where the compiler does not tell, because the driver will compile once more. Raises UnavailableError without
+    NVRTC, and CompileError.
+    """
+    if reason := nvrtc.probe():
+        raise UnavailableError(reason)
+    kernel = specialised(family, problem, config)
+    compiled = cubin_cache.compile_cached(kernel.source, nvrtc.target_of(device.arch))
+    return _resources(kernel, compiled)
+
+
+def _resources(kernel: Specialised, compiled: Compiled) -> Resources | None:
+    if compiled.registers is None:
+        return None
+    spilled = max(compiled.spill_store_bytes or 0, compiled.spill_load_bytes or 0)
+    return Resources(compiled.registers, spilled, kernel.shared_bytes + (compiled.static_shared_bytes or 0))
