@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 @click.command("kernels", short_help="List every registered kernel.")
 @click.option("--device", help="A device of this machine, or a known one: t4, h200... (default: cuda, npu or cpu).")
+@click.option("--defaults", is_flag=True, help="List the shipped default configs for the device, and their origin.")
 @json_option
-def command(device: str | None, as_json: bool) -> None:
+def command(device: str | None, defaults: bool, as_json: bool) -> None:
     """List every registered kernel, and backends that could not be loaded with their reason.
 
     Whether a kernel runs on the device, and how many configs tuning may choose from, is said for a plain problem:
@@ -29,11 +31,15 @@ def command(device: str | None, as_json: bool) -> None:
     Examples:
       faops kernels
       faops kernels --device t4
+      faops kernels --device h200 --defaults
       faops kernels --json
     """
     from faops import registry
 
     where = profile(device)
+    if defaults:
+        _print_defaults(where, as_json)
+        return
     rows = [_describe(kernel, where) for kernel in registry.kernels()]
     failures = registry.failures()
     if as_json:
@@ -49,6 +55,31 @@ def command(device: str | None, as_json: bool) -> None:
     )
     for backend, reason in failures.items():
         print_line(f"backend {backend} could not be loaded: {reason}", style="red")
+
+
+def _print_defaults(where: DeviceProfile, as_json: bool) -> None:
+    from faops import defaults, registry
+
+    running = [kernel for kernel in registry.kernels() if not _describe(kernel, where)["reasons"]]
+    rows = [row for kernel in running for row in defaults.table().get(kernel.id, ()) if row.serves(where)]
+    if as_json:
+        documents = [
+            {"kernel": row.kernel, "scope": row.scope(), "config": dict(row.config), "origin": row.words(where),
+             "note": row.note, "provenance": asdict(row.provenance)}
+            for row in rows
+        ]  # fmt: skip
+        print_json("kernels", device=where.as_dict(), defaults=documents)
+        return
+    print_line(f"device {where.name} ({where.arch})")
+    if not rows:
+        print_line("every kernel that runs on this device chooses its default by rule")
+        return
+    print_table(
+        ("kernel", "problems", "config", "note"),
+        [(row.kernel, row.scope(), ", ".join(f"{k}={v}" for k, v in row.config.items()), row.note) for row in rows],
+    )
+    for words in dict.fromkeys(f"{row.kernel}: {row.words(where)}" for row in rows):
+        print_line(words)
 
 
 def _describe(kernel: Kernel, where: DeviceProfile) -> dict[str, Any]:

@@ -104,7 +104,14 @@ def _make_plan(problem: AttentionProblem, device: DeviceProfile, backend: str) -
         if winner is not None:
             return Plan(winner.kernel, winner.config, winner.source, winner.detail, bool(forced))
     kernel = accepted[0]
-    return Plan(kernel, kernel.default_config(problem, device), "default", "not tuned on this device", bool(forced))
+    return Plan(
+        kernel, kernel.default_config(problem, device), "default", _default_words(kernel, problem, device), bool(forced)
+    )
+
+
+def _default_words(kernel: Kernel, problem: AttentionProblem, device: DeviceProfile) -> str:
+    shipped = kernel.shipped(problem, device)
+    return f"not tuned on this device; {shipped.words(device) if shipped else 'default chosen by rule'}"
 
 
 def runnable(

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from faops.defaults import ShippedDefault
 from faops.device import DeviceProfile
 from faops.errors import FaopsWarning
 from faops.footprint import Footprint, Resources
@@ -93,11 +94,16 @@ def decide(reasons: Iterable[str]) -> Decision:
     return Rejected(found) if found else Accepted()
 
 
+# Modules of a backend that say what a kernel costs and compile it ahead of time: its speed does not hang on them.
+NOT_OF_SPEED = frozenset({"footprint.py", "ahead.py"})
+
+
 def hash_of(files: Iterable[Path]) -> str:
-    """Short hash of files' names and contents, in whatever order they come."""
+    """Short hash of files' names and contents, in whatever order they come, those NOT_OF_SPEED left out."""
     digest = hashlib.sha256()
     for source in sorted(files):
-        digest.update(source.name.encode() + source.read_bytes())
+        if source.name not in NOT_OF_SPEED:
+            digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -128,6 +134,10 @@ class Kernel(ABC):
     @abstractmethod
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
         """The config used where nothing was tuned."""
+
+    def shipped(self, problem: AttentionProblem, device: DeviceProfile) -> ShippedDefault | None:
+        """What ``default_config`` of an accepted problem starts from; None where it is the kernel's own choice."""
+        return None
 
     @abstractmethod
     def launch(self, inputs: Any, config: Config) -> Any:

@@ -44,3 +44,21 @@ def test_shows_backends_that_failed(faops: Faops, monkeypatch: pytest.MonkeyPatc
 
 def test_unknown_device(faops: Faops) -> None:
     refused(faops("kernels", "--device", "z80"), "'z80'", "a100")
+
+
+def test_shipped_defaults(faops: Faops) -> None:
+    large, small = (
+        document(faops("kernels", "--defaults", "--device", name, "--json"))["defaults"] for name in ("h200", "4090")
+    )
+    assert {row["origin"] for row in large} == {"shipped default for hopper (compiled, not measured)"}
+    assert {row["kernel"] for row in large} >= {"triton.forward", "cuda_raw.sm80_forward"}
+    assert "cuda_raw.sm75_forward" not in {row["kernel"] for row in large}
+    configs = [[(row["scope"], row["config"]) for row in rows] for rows in (large, small)]
+    assert any(row in configs[1] for row in configs[0]) and any(row not in configs[1] for row in configs[0])
+
+    text = " ".join(faops("kernels", "--defaults", "--device", "h200").stdout.split())
+    assert "dtype bfloat16 or float16, case plain or scored, head_dim 1 to 64" in text
+    assert "query_rows 65 and more" in text
+    assert "triton.forward: shipped default for hopper (compiled, not measured)" in text
+    here = faops("kernels", "--defaults", "--device", "cpu").stdout
+    assert here.endswith("every kernel that runs on this device chooses its default by rule\n")

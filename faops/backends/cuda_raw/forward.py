@@ -8,10 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from faops.backends.cuda_raw import host
+from faops import defaults
+from faops.backends.cuda_raw import footprint, host
 from faops.backends.cuda_raw.source import CSRC
 from faops.backends.cuda_raw.space import MATRIX_ROWS, Family, halved, space
+from faops.defaults import ShippedDefault
 from faops.device import DeviceProfile
+from faops.footprint import Footprint, Resources
 from faops.inputs import AttentionInputs
 from faops.layout import empty_lse, empty_out
 from faops.problem import AttentionProblem
@@ -60,26 +63,25 @@ class RawForward(Kernel):
         if problem.fp8_descale:
             yield "it takes no fp8 descales"
 
-    def large_tiles(self, head_dim: int, device: DeviceProfile) -> Config:
-        """The config for a head dim where there are many rows."""
-        raise NotImplementedError
-
-    def small_tiles(self, head_dim: int) -> Config:
-        """The config for a head dim where there are few."""
-        raise NotImplementedError
-
     def tiles(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
         """The default config on an NVIDIA device."""
-        head_dim = max(problem.head_dim, problem.head_dim_v)
-        large, small = self.large_tiles(head_dim, device), self.small_tiles(head_dim)
-        tiles = -(-problem.seqlen_q // large.integer("tile_m")) * problem.heads_q * problem.batch
-        # Half-empty tiles and idle multiprocessors both cost more than what larger tiles save.
-        if problem.seqlen_q <= small.integer("tile_m") or tiles < device.units:
-            return small
+        config = Config(self._shipped(problem, device).config)
         # What these need beside the scores no longer fits the registers next to the largest tiles.
         crowded = problem.dropout or problem.bias or problem.mask or problem.layout == "varlen"
-        rows = large.integer("tile_m") // large.integer("warps")
-        return halved(large) if crowded and rows > MATRIX_ROWS and large.integer("tile_n") > 32 else large
+        rows = config.integer("tile_m") // config.integer("warps")
+        return halved(config) if crowded and rows > MATRIX_ROWS and config.integer("tile_n") > 32 else config
+
+    def _shipped(self, problem: AttentionProblem, device: DeviceProfile) -> ShippedDefault:
+        """The shipped default for many rows, or for few.
+
+        Half-empty tiles and idle multiprocessors both cost more than what larger tiles save.
+        """
+        large, small = (defaults.lookup(self.id, problem, device, case) for case in ("many rows", "few rows"))
+        tiles = -(-problem.seqlen_q // int(large.config["tile_m"])) * problem.heads_q * problem.batch
+        return small if problem.seqlen_q <= int(small.config["tile_m"]) or tiles < device.units else large
+
+    def shipped(self, problem: AttentionProblem, device: DeviceProfile) -> ShippedDefault:
+        return self._shipped(problem, host.target_device(device) or device)
 
     def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         target = host.target_device(device)
@@ -98,6 +100,20 @@ class RawForward(Kernel):
         if out.numel() > 0 or (lse is not None and lse.numel() > 0):
             host.run(self.family, inputs, out, lse, config)
         return out, lse
+
+    def footprint(self, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Footprint | None:
+        """None in the emulator, whose time says nothing of a card's."""
+        if device.vendor != "nvidia":
+            return None
+        return footprint.footprint(self.family, problem, device, config)
+
+    def compile(self, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Resources | None:
+        """Into the cache of cubins, for ``device``'s target; nothing in the emulator, which a compiler of C++ makes."""
+        if device.vendor != "nvidia":
+            return None
+        from faops.backends.cuda_raw import ahead
+
+        return ahead.compile(self.family, problem, device, config)
 
     def source_hash(self) -> str:
         return _source_hash()

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 from faops.architectures import cuda_number
 from faops.backends.cuda_raw.forward import RawForward
-from faops.backends.cuda_raw.space import SM75, make_config
+from faops.backends.cuda_raw.space import SM75
 from faops.device import DeviceProfile
 from faops.problem import AttentionProblem
-from faops.registry import Config
 
 
 class Sm75Forward(RawForward):
@@ -30,21 +29,3 @@ class Sm75Forward(RawForward):
                 "Turing multiplies no bfloat16, and going through float16 would lose values outside its range "
                 "(6e-8 to 65504), which the kernel cannot see beforehand"
             )
-
-    def large_tiles(self, head_dim: int, device: DeviceProfile) -> Config:
-        """Eight warps to a multiprocessor; 32 rows a warp where two such blocks fit its registers and 64 KiB.
-
-        With 16 rows a warp the fragments keep shared memory, 64 bytes a clock here, as busy as the tensor cores.
-        """
-        if head_dim <= 64:
-            return make_config(128, 64, warps=4, stages=1, q_in_registers=True)
-        if head_dim <= 128:
-            return make_config(128, 64, warps=8, stages=1, q_in_registers=True)
-        return self.small_tiles(head_dim)
-
-    def small_tiles(self, head_dim: int) -> Config:
-        if head_dim <= 64:
-            return make_config(64, 64, warps=4, stages=1, q_in_registers=True)
-        if head_dim <= 128:
-            return make_config(64, 32, warps=4, stages=1, q_in_registers=True)
-        return make_config(64, 16, warps=4, stages=1, q_in_registers=False)

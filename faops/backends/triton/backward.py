@@ -11,6 +11,7 @@ from torch import Tensor
 from faops.backends.triton import launch, space, specialize, versions
 from faops.backends.triton.base import TritonKernel
 from faops.backends.triton.launch import Launch, Tensors
+from faops.defaults import ShippedDefault
 from faops.device import DeviceProfile
 from faops.inputs import BackwardInputs
 from faops.layout import empty_out
@@ -41,6 +42,9 @@ class TritonBackward(TritonKernel):
 
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
         return space.backward_default(problem, device)
+
+    def shipped(self, problem: AttentionProblem, device: DeviceProfile) -> ShippedDefault:
+        return space.backward_shipped(problem, device)
 
     def run(self, inputs: BackwardInputs, config: Config) -> Gradients:
         call = BackwardCall.of(inputs, config)

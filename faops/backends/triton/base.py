@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from faops.backends.triton import versions
+from faops.backends.triton import footprint, versions
 from faops.device import DeviceProfile, detect
 from faops.errors import UnavailableError
+from faops.footprint import Footprint, Resources
 from faops.inputs import BackwardInputs
 from faops.problem import AttentionProblem
 from faops.registry import Config, Decision, Kernel, decide, hash_of
@@ -73,6 +74,18 @@ class TritonKernel(Kernel):
     def automatic(self, device: DeviceProfile) -> bool:
         """Not on a CPU: the interpreter is for debugging, and TRITON_INTERPRET may be meant for other kernels."""
         return device.torch_type != "cpu"
+
+    def footprint(self, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Footprint | None:
+        """None where the kernel is interpreted, whose time says nothing of a card's."""
+        return footprint.footprint(problem, device, config) if device.vendor == "nvidia" else None
+
+    def compile(self, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Resources | None:
+        """Into Triton's own cache, for ``device``'s architecture; nothing where it would be interpreted."""
+        if device.vendor != "nvidia":
+            return None
+        from faops.backends.triton import ahead
+
+        return ahead.compile(problem, device, config)
 
     def source_hash(self) -> str:
         return _source_hash()

@@ -12,6 +12,7 @@ from torch import Tensor
 from faops.backends.triton import decode_space, launch, specialize
 from faops.backends.triton.base import MAX_PROGRAMS, TritonKernel
 from faops.backends.triton.launch import Launch, Tensors
+from faops.defaults import ShippedDefault
 from faops.device import DeviceProfile, detect
 from faops.inputs import DecodeInputs
 from faops.layout import empty_lse, empty_out
@@ -42,6 +43,9 @@ class TritonDecode(TritonKernel):
 
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
         return decode_space.decode_default(problem, device)
+
+    def shipped(self, problem: AttentionProblem, device: DeviceProfile) -> ShippedDefault:
+        return decode_space.decode_shipped(problem, device)
 
     def run(self, inputs: DecodeInputs, config: Config) -> tuple[Tensor, Tensor | None]:
         operands = Operands.of(inputs)

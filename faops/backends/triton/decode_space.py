@@ -7,8 +7,10 @@ A config holds ``block_m`` rows (positions times query heads of a group) and ``b
 
 from __future__ import annotations
 
-from faops.backends.triton.space import LEAST_ROWS, SMALL_SHARED
+from faops import defaults
+from faops.backends.triton.space import LEAST_ROWS, SMALL_SHARED, case_of
 from faops.backends.triton.specialize import width
+from faops.defaults import ShippedDefault
 from faops.device import DeviceProfile
 from faops.problem import UNLIMITED, AttentionProblem
 from faops.registry import Config
@@ -71,27 +73,16 @@ def stages(ahead: int, problem: AttentionProblem) -> int:
 
 
 def decode_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
-    """The config of a family and head dim; none was measured here.
+    """The shipped config, with no more rows than there are."""
+    shipped = Config(decode_shipped(problem, device).config)
+    block_m = min(most_rows(problem), shipped.integer("block_m"))
+    ahead = stages(shipped.integer("blocks_ahead"), problem)
+    return make_config(block_m, shipped.integer("block_n"), shipped.integer("num_warps"), ahead)
 
-    With few rows what counts is the bytes in flight: a multiprocessor needs some 20 to 40 KiB of them to keep its share
-    of the memory busy (its bandwidth times a latency of about a microsecond), more than one block of keys.
-    """
-    wide = max(width(problem.head_dim), width(problem.head_dim_v))
-    rows = most_rows(problem)
-    small = device.shared_bytes <= SMALL_SHARED
-    if problem.dtype == "float32":
-        if wide <= 64:
-            return make_config(min(rows, 32), 32, 4 if rows <= 16 else 8, stages(1, problem))
-        return make_config(min(rows, 32 if wide <= 128 else 16), 16, 8, stages(2 if wide <= 128 else 1, problem))
-    if rows <= 32:
-        block_n, ahead = 64 if wide <= 64 or (wide <= 128 and not small) else 32, 1 if wide > 128 and small else 2
-        if wide > 64 and (problem.bias or problem.mask):
-            block_n, ahead = block_n // 2, ahead * 2  # as many bytes, and registers left for the bias or mask
-        return make_config(rows, block_n, 4, stages(ahead, problem))
-    block_m = min(rows, 128 if wide <= 128 else 64)
-    block_n = 32 if wide > 128 or (small and wide > 64) else 64
-    warps = 4 if block_m <= 64 and wide <= 128 else 8
-    return make_config(block_m, block_n, warps, stages(1, problem))
+
+def decode_shipped(problem: AttentionProblem, device: DeviceProfile) -> ShippedDefault:
+    """The shipped default; ``blocks_ahead`` stands there in place of stages, whose number hangs on the layout."""
+    return defaults.lookup("triton.decode", problem, device, case_of(problem), most_rows(problem))
 
 
 def most_rows(problem: AttentionProblem) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor
 from faops.backends.triton import launch, space, specialize
 from faops.backends.triton.base import TritonKernel
 from faops.backends.triton.launch import Launch, Tensors
+from faops.defaults import ShippedDefault
 from faops.device import DeviceProfile
 from faops.inputs import AttentionInputs
 from faops.layout import empty_lse, empty_out
@@ -26,6 +27,9 @@ class TritonForward(TritonKernel):
 
     def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
         return space.forward_default(problem, device)
+
+    def shipped(self, problem: AttentionProblem, device: DeviceProfile) -> ShippedDefault:
+        return space.forward_shipped(problem, device)
 
     def run(self, inputs: AttentionInputs, config: Config) -> tuple[Tensor, Tensor | None]:
         out = empty_out(inputs.q, inputs.v.shape[-1])

@@ -1,4 +1,4 @@
-"""Tile configs: which are legal on a device, which are in the tuning space, and the defaults of each family.
+"""Tile configs: which are legal on a device, which are in the tuning space, and which is the default.
 
 A config of the forward kernel holds ``block_m`` query rows and ``block_n`` keys a tile, ``num_warps`` and
 ``num_stages``, the blocks of keys and values in flight at a time, and ``warp_specialize`` where that is true.
@@ -6,8 +6,10 @@ A config of the forward kernel holds ``block_m`` query rows and ``block_n`` keys
 
 from __future__ import annotations
 
+from faops import defaults
 from faops.backends.triton import versions
 from faops.backends.triton.specialize import width
+from faops.defaults import ShippedDefault
 from faops.device import DeviceProfile
 from faops.problem import AttentionProblem
 from faops.registry import Config
@@ -34,24 +36,18 @@ def forward_shared_bytes(config: Config, problem: AttentionProblem) -> int:
 
 
 def forward_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
-    """The config of a family and head dim.
+    """The shipped config, with no more rows than there are."""
+    return few_rows(Config(forward_shipped(problem, device).config), problem)
 
-    Tiles for 16-bit tensor cores follow what PyTorch ships for FlexAttention on the same cards, as far as nothing
-    spills; none was measured here. Products of float32 run outside the tensor cores and keep tiles small.
-    """
-    wide = max(width(problem.head_dim), width(problem.head_dim_v))
-    if problem.dtype == "float32":
-        large = _by_width(wide, (64, 32, 8, 2), (32, 32, 8, 2), (32, 16, 8, 2))
-    elif is_crowded(problem):
-        large = _by_width(wide, (128, 32, 8, 2), (64, 32, 8, 2), (64, 16, 8, 2))
-    elif device.shared_bytes <= SMALL_SHARED:
-        large = _by_width(wide, (64, 64, 4, 3), (128, 32, 8, 3), (64, 32, 8, 2))
-    elif device.family == "ampere":
-        plain = is_plain(problem)
-        large = _by_width(wide, (128, 64, 4 if plain else 8, 3), (128, 64 if plain else 32, 8, 3), (64, 32, 8, 2))
-    else:
-        large = _by_width(wide, (128, 128, 8, 3), (128, 64, 8, 3), (64, 32, 8, 2))
-    return few_rows(large, problem)
+
+def forward_shipped(problem: AttentionProblem, device: DeviceProfile) -> ShippedDefault:
+    """The shipped default of the forward kernel for many rows."""
+    return defaults.lookup("triton.forward", problem, device, case_of(problem))
+
+
+def case_of(problem: AttentionProblem) -> str:
+    """What shipped defaults tell apart: "crowded", "plain", or "scored" where only arithmetic on scores is added."""
+    return "crowded" if is_crowded(problem) else "plain" if is_plain(problem) else "scored"
 
 
 def is_crowded(problem: AttentionProblem) -> bool:
@@ -63,11 +59,6 @@ def is_plain(problem: AttentionProblem) -> bool:
     """Whether nothing happens to scores but scaling and, for a causal band, hiding."""
     bare = problem.band.full or problem.band.causal
     return bare and not (problem.softcap or problem.alibi or is_crowded(problem))
-
-
-def _by_width(wide: int, *tiles: tuple[int, int, int, int]) -> Config:
-    """The config for head dims up to 64, up to 128, and above."""
-    return make_config(*tiles[0 if wide <= 64 else 1 if wide <= 128 else 2])
 
 
 def few_rows(config: Config, problem: AttentionProblem) -> Config:
@@ -135,25 +126,13 @@ def backward_shared_bytes(config: Config, problem: AttentionProblem) -> int:
 
 
 def backward_default(problem: AttentionProblem, device: DeviceProfile) -> Config:
-    """The config of a family and head dim; see :func:`forward_default` for where the numbers come from."""
-    wide = max(width(problem.head_dim), width(problem.head_dim_v))
-    if problem.dtype == "float32":
-        return make_backward_config(32 if wide <= 64 else 16, 16, 8, 1)
-    if is_crowded(problem):
-        return make_backward_config(64, 32, 4, 1) if wide <= 64 else make_backward_config(32, 32, 8, 1)
-    if wide > 128:  # larger tiles spill
-        return make_backward_config(32, 32, 8, 2 if device.shared_bytes > 2 * SMALL_SHARED else 1)
-    if device.shared_bytes <= SMALL_SHARED:
-        return make_backward_config(64, 64, 4, 2) if wide <= 64 else make_backward_config(64, 32, 8, 2)
-    if device.family == "ampere":
-        return (
-            make_backward_config(128, 64 if is_plain(problem) else 32, 8, 2)
-            if wide <= 64
-            else make_backward_config(64, 32, 8, 2)
-        )
-    if wide <= 64:
-        return make_backward_config(128, 64, 8, 3)
-    return make_backward_config(128, 32, 8, 3 if problem.layout == "varlen" else 2)  # the other number spills a little
+    """The shipped config."""
+    return Config(backward_shipped(problem, device).config)
+
+
+def backward_shipped(problem: AttentionProblem, device: DeviceProfile) -> ShippedDefault:
+    """The shipped default of the backward kernels."""
+    return defaults.lookup("triton.backward", problem, device, case_of(problem))
 
 
 def backward_space(problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
