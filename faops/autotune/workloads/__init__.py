@@ -6,79 +6,69 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from faops.autotune.workloads import hf_config, plan_file
-from faops.autotune.workloads.attention_config import AttentionConfig, Workload, derive, unique
-from faops.autotune.workloads.models import MODELS
+from faops.autotune.workloads.attention_config import PHASES, AttentionConfig, Options, Workload, derive, unique
+from faops.autotune.workloads.models import ALIASES, MODELS, resolve
 from faops.errors import PlanError
 from faops.problem import AttentionProblem, parse_shape
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = [
-    "AttentionConfig", "Workload", "from_attention_config", "from_hf_config", "from_model", "from_plan", "from_shapes",
-    "model_names",
+    "PHASES", "PLAN_SCHEMA", "AttentionConfig", "Options", "Workload", "describe", "from_attention_config",
+    "from_hf_config", "from_model", "from_plan", "from_shapes", "model_names",
 ]  # fmt: skip
 
+PLAN_SCHEMA = Path(__file__).with_name("plan.schema.json")  # JSON Schema of plan files
 CLOSE = 0.5  # similarity from which an unknown name may be a misspelt known one
 
 
 def model_names() -> list[str]:
-    """Names that :func:`from_model` knows, sorted."""
+    """Names that :func:`from_model` knows, sorted. It also knows these models by their names on the hub."""
     return sorted(MODELS)
 
 
-def from_attention_config(name: str, config: AttentionConfig, **options: Any) -> Workload:
-    """The problems of a model given by its numbers; ``options`` are those of :func:`from_model`."""
+def describe(name: str) -> str:
+    """The attention of a known model in words, such as "32 heads of 128, 8 key/value heads, causal"."""
+    return str(MODELS[name].config)
+
+
+def from_attention_config(name: str, config: AttentionConfig, **options: Unpack[Options]) -> Workload:
+    """The problems of a model given by its numbers. Raises PlanError."""
     return Workload(name, derive(config, **options))
 
 
-def from_model(
-    name: str,
-    *,
-    dtype: str | None = None,
-    batch: int = 1,
-    prompt: int | Sequence[int] | None = None,
-    context: int | Sequence[int] | None = None,
-    training: bool = False,
-    kv_cache: bool = False,
-    device: torch.device | str = "cpu",
-) -> Workload:
-    """The problems of a well-known model.
+def from_model(name: str, **options: Unpack[Options]) -> Workload:
+    """The problems of a well-known model, by its own name or that on the hub (meta-llama/Llama-3.1-8B).
 
-    ``prompt``: lengths read at once, ``context``: numbers of keys while generating, in tokens; None takes a few
-    usual ones. ``training`` adds forward with lse and backward; ``kv_cache`` adds the KV-cache call. ``dtype`` None
-    is float32 on a CPU, else the 16-bit type ``device`` is best at. Raises PlanError, listing close names.
+    For options see :class:`Options`. Raises PlanError, which lists close names for an unknown one.
     """
-    config = MODELS.get(name.lower())
-    if config is None:
-        close = difflib.get_close_matches(name.lower(), MODELS, n=3, cutoff=CLOSE)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(model_names())}"
-        raise PlanError(f"model: got {name!r}, which is not known; {hint}")
-    return from_attention_config(
-        name.lower(), config, dtype=dtype, batch=batch, prompt=prompt, context=context, training=training,
-        kv_cache=kv_cache, device=device,
-    )  # fmt: skip
+    known = resolve(name)
+    if known is None:
+        raise PlanError(f"model: got {name!r}, which is not known; {_hint(name)}")
+    return from_attention_config(known, MODELS[known].config, **options)
 
 
-def from_hf_config(
-    path: str | Path,
-    *,
-    dtype: str | None = None,
-    batch: int = 1,
-    prompt: int | Sequence[int] | None = None,
-    context: int | Sequence[int] | None = None,
-    training: bool = False,
-    kv_cache: bool = False,
-    device: torch.device | str = "cpu",
-) -> Workload:
-    """The problems of the model whose config.json is ``path``, or lies in that folder; options as in
-    :func:`from_model`. Raises PlanError, naming the missing field."""
-    return from_attention_config(
-        str(path), hf_config.read(path), dtype=dtype, batch=batch, prompt=prompt, context=context, training=training,
-        kv_cache=kv_cache, device=device,
-    )  # fmt: skip
+def _hint(name: str) -> str:
+    names = [*MODELS, *ALIASES]
+    own = name.lower().rpartition("/")[2]
+    close = difflib.get_close_matches(own, names, n=3, cutoff=CLOSE)
+    # Names that begin alike are closer than letters tell: "qwen3" is no misspelt "qwen2.5-3b".
+    close = sorted(close, key=lambda known: not known.startswith(own)) or [n for n in names if n.startswith(own)][:3]
+    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(model_names())}"
+
+
+def from_hf_config(path: str | Path, **options: Unpack[Options]) -> Workload:
+    """The problems of the model whose config.json is ``path``, or lies in that folder.
+
+    For options see :class:`Options`. Raises PlanError, naming the file and the field.
+    """
+    return from_attention_config(str(path), hf_config.read(path), **options)
 
 
 def from_shapes(shapes: Sequence[str]) -> Workload:
@@ -99,10 +89,11 @@ def from_plan(path: str | Path, *, device: torch.device | str = "cpu") -> Worklo
 
 
 def _plan_entry(entry: plan_file.PlanEntry, device: torch.device | str) -> list[AttentionProblem]:
+    options: Options = {**entry.options, "device": device}
     if entry.source == "model":
-        return from_model(entry.value, device=device, **entry.options).problems
+        return from_model(entry.value, **options).problems
     if entry.source == "hf_config":
-        return from_hf_config(entry.value, device=device, **entry.options).problems
+        return from_hf_config(entry.value, **options).problems
     # What the shape itself says comes later and so has the last word.
     given = [f"{name}={entry.options[name]}" for name in ("dtype", "batch") if name in entry.options]
     problem = parse_shape(",".join([*given, entry.value]))

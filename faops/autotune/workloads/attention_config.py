@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
@@ -11,9 +12,16 @@ from faops.device import detect
 from faops.errors import PlanError
 from faops.problem import UNLIMITED, AttentionProblem, Band, dtype_name
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 # A tuned shape also serves its neighbours (docs/tuning.md), so that these lengths, two octaves apart, cover the rest.
 DEFAULT_PROMPTS = (128, 512, 2048)
 DEFAULT_CONTEXTS = (256, 1024, 4096)
+
+# What a model does: read a prompt, generate a token through `attention` or through `attention_with_kvcache`, train.
+PHASES = ("prefill", "generate", "decode", "training")
+DEFAULT_PHASES = ("prefill", "generate")
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,18 @@ class AttentionConfig:
         if self.heads_q % self.heads_kv:
             raise PlanError(f"heads_q: got {self.heads_q}, expected a multiple of heads_kv={self.heads_kv}")
 
+    def __str__(self) -> str:
+        """In words, such as ``32 heads of 128, 8 key/value heads, causal, windows of 4096 and none``."""
+        dims = f"{self.head_dim}/{self.head_dim_v}" if self.head_dim_v else str(self.head_dim)
+        words = [f"{self.heads_q} heads of {dims}"]
+        if self.heads_kv != self.heads_q:
+            words.append(f"{self.heads_kv} key/value head{'s' if self.heads_kv > 1 else ''}")
+        words.append("causal" if self.causal else "both ways")
+        if any(self.windows):
+            words.append("windows of " + " and ".join(str(window or "none") for window in self.windows))
+        words += [name for name in ("softcap", "alibi", "sinks") if getattr(self, name)]
+        return ", ".join(words)
+
     def band(self, window: int) -> Band:
         """The band of a kind of layer, before lengths are known."""
         left = window - 1 if window else UNLIMITED
@@ -58,27 +78,41 @@ class Workload:
     problems: list[AttentionProblem]
 
 
-def derive(
-    config: AttentionConfig,
-    *,
-    dtype: str | None = None,
-    batch: int = 1,
-    prompt: int | Sequence[int] | None = None,
-    context: int | Sequence[int] | None = None,
-    training: bool = False,
-    kv_cache: bool = False,
-    device: torch.device | str = "cpu",
-) -> list[AttentionProblem]:
-    """The problems that a model asks, without those of an equal cache key.
+class Options(TypedDict, total=False):
+    """How a model is run. Every option may be left out.
 
-    ``prompt``: lengths of the sequences read at once; each gives a forward problem and, with ``training``, a forward
-    with lse and a backward. ``context``: numbers of keys when one token is generated; each gives a forward problem
-    of one query, and with ``kv_cache`` the problem of :func:`faops.attention_with_kvcache` with a new key. ``dtype``
-    is by default float32 on a CPU and else the 16-bit type that ``device`` is best at. Raises PlanError.
+    ``dtype``: of queries, keys and values; by default float32 on a CPU and else the 16-bit type that ``device`` is best
+    at. ``batch``: sequences at once (1). ``prompt``: lengths of sequences that are read or trained on, ``context``:
+    numbers of keys when one token is generated, both in tokens, one or several; by default a few usual ones, as far as
+    the model reaches. ``phases``: which of PHASES to tune for (DEFAULT_PHASES); ``training`` and ``kv_cache`` add
+    "training" and "decode" to them. ``page_size``: tokens in a page of the KV cache, 0 for one that is dense; it adds
+    "decode" as well. ``packed``: sequences that are read or trained on are packed without padding.
     """
+
+    dtype: str | None
+    batch: int
+    prompt: int | Sequence[int] | None
+    context: int | Sequence[int] | None
+    phases: str | Sequence[str] | None
+    training: bool
+    kv_cache: bool
+    page_size: int
+    packed: bool
+    device: torch.device | str
+
+
+def derive(config: AttentionConfig, **options: Unpack[Options]) -> list[AttentionProblem]:
+    """The problems that a model asks, without those of an equal cache key. Raises PlanError.
+
+    Each prompt gives a forward problem ("prefill"), and a forward with lse and a backward ("training"); each context
+    gives a forward problem of one query ("generate") and one of :func:`faops.attention_with_kvcache` with one new key
+    ("decode"). A model that is not causal generates nothing. Raises PlanError where nothing is left to tune, too.
+    """
+    phases = chosen_phases(options)
+    dtype, page_size = options.get("dtype"), options.get("page_size", 0)
     base = AttentionProblem(
-        dtype=dtype_name(dtype) if dtype else default_dtype(device),
-        batch=_positive("batch", batch),
+        dtype=dtype_name(dtype) if dtype else default_dtype(options.get("device", "cpu")),
+        batch=_positive("batch", options.get("batch", 1)),
         heads_q=config.heads_q,
         heads_kv=config.heads_kv,
         head_dim=config.head_dim,
@@ -87,32 +121,59 @@ def derive(
         alibi=config.alibi,
         sinks=config.sinks,
     )
+    whole = replace(base, layout="varlen") if options.get("packed") else base
+    cached = replace(base, layout="paged", page_size=page_size) if page_size else base
     found: list[AttentionProblem] = []
-    for length in _lengths("prompt", prompt, _default_prompts(config)):
+    for length in _lengths("prompt", options.get("prompt"), _default_prompts(config)):
         for window in config.windows:
-            band = config.band(window).simplify(length, length)
-            forward = replace(base, seqlen_q=length, seqlen_k=length, band=band)
-            found.append(forward)
-            if training:
-                found.append(replace(forward, need_lse=True))
-                found.append(replace(forward, op="backward", need_lse=True))
+            found += _reading(whole, config.band(window), length, phases)
     if config.causal:
-        for length in _lengths("context", context, _known(config, DEFAULT_CONTEXTS)):
+        for length in _lengths("context", options.get("context"), _known(config, DEFAULT_CONTEXTS)):
             for window in config.windows:
-                found += _generation(base, config, window, length, kv_cache)
+                if "generate" in phases:
+                    found.append(_next_token(base, config.band(window), window, length))
+                if "decode" in phases:
+                    found.append(_cached_token(cached, config.band(window), length))
+    if not found:
+        model = "a causal model" if config.causal else "a model that sees both ways, which generates nothing,"
+        raise PlanError(f"nothing to tune: {model} has no problem of {' or '.join(sorted(phases))} with these lengths")
     return unique(found)
 
 
-def _generation(
-    base: AttentionProblem, config: AttentionConfig, window: int, length: int, kv_cache: bool
-) -> list[AttentionProblem]:
-    """One new token after ``length`` keys. A layer with a window keeps no more keys than it sees."""
+def chosen_phases(options: Options) -> frozenset[str]:
+    """The phases that ``options`` ask for. Raises PlanError for an unknown one, and for a page size that is none."""
+    given = options.get("phases")
+    names = DEFAULT_PHASES if given is None else (given,) if isinstance(given, str) else tuple(given)
+    for name in names:
+        if name not in PHASES:
+            raise PlanError(f"phases: got {name!r}, expected {', '.join(PHASES)}")
+    page_size = options.get("page_size", 0)
+    if page_size != 0:
+        _positive("page_size", page_size)
+    added = {"training": options.get("training"), "decode": options.get("kv_cache") or page_size}
+    return frozenset(names) | {name for name, asked in added.items() if asked}
+
+
+def _reading(base: AttentionProblem, band: Band, length: int, phases: frozenset[str]) -> Iterator[AttentionProblem]:
+    """Whole sequences of ``length`` tokens."""
+    forward = replace(base, seqlen_q=length, seqlen_k=length, band=band.simplify(length, length))
+    if "prefill" in phases:
+        yield forward
+    if "training" in phases:
+        yield replace(forward, need_lse=True)
+        yield replace(forward, op="backward", need_lse=True)
+
+
+def _next_token(base: AttentionProblem, band: Band, window: int, length: int) -> AttentionProblem:
+    """One new token, ``length`` keys with its own. A layer with a window keeps no more keys than it sees."""
     kept = min(length, window) if window else length
-    found = [replace(base, seqlen_q=1, seqlen_k=kept, band=config.band(window).simplify(1, kept))]
-    if kv_cache:
-        band = config.band(window).simplify(1, length)
-        found.append(replace(base, op="decode", seqlen_q=1, seqlen_k=length, band=band, append=True))
-    return found
+    return replace(base, seqlen_q=1, seqlen_k=kept, band=band.simplify(1, kept))
+
+
+def _cached_token(base: AttentionProblem, band: Band, length: int) -> AttentionProblem:
+    """One new token, appended to a KV cache with room for ``length`` keys, or for as many as its pages hold."""
+    room = -(-length // base.page_size) * base.page_size if base.page_size else length
+    return replace(base, op="decode", seqlen_q=1, seqlen_k=room, band=band.simplify(1, room), append=True)
 
 
 def unique(problems: Iterable[AttentionProblem]) -> list[AttentionProblem]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 
+from faops.autotune.workloads.attention_config import PHASES, Options
 from faops.errors import PlanError
 from faops.problem import dtype_name
 
@@ -15,7 +17,10 @@ Source = Literal["model", "hf_config", "shape"]
 
 VERSION = 1
 SOURCES: tuple[Source, ...] = ("model", "hf_config", "shape")
-OPTIONS = ("dtype", "batch", "prompt", "context", "training", "kv_cache")
+FLAGS = ("training", "kv_cache", "packed")
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+INTEGER = re.compile("0|-?[1-9][0-9]{0,8}")
+OPTIONS = ("dtype", "batch", "prompt", "context", "phases", "page_size", *FLAGS)
 SHAPE_OPTIONS = ("dtype", "batch", "training")  # a shape has its own lengths
 TOP = ("version", "defaults", "workloads")
 
@@ -26,17 +31,20 @@ class PlanEntry:
 
     source: Source
     value: str
-    options: dict[str, Any]
+    options: Options
     place: str
 
 
 def read(path: str | Path) -> list[PlanEntry]:
     """The entries of the plan at ``path``, in order, each with the plan's defaults filled in. Raises PlanError."""
-    file = Path(path).expanduser()
+    file = Path(path)
     try:
+        file = file.expanduser()
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except RuntimeError as error:  # ~ of a user that there is not, or lists inside of each other without end
+        raise PlanError(f"{file} cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise PlanError(f"{file}:{line}: {error.problem or error.context or 'broken YAML'}") from None
@@ -83,9 +91,9 @@ class _Reader:
         own = self.options({name: value for name, value in items.items() if name in OPTIONS})
         value = self.text(items[source], source)
         if source == "hf_config":  # a relative path is relative to the plan, wherever the command runs
-            value = str(self.file.parent / Path(value).expanduser())
+            value = value if value.startswith("~") else str(self.file.parent / value)
         merged = {name: value for name, value in {**defaults, **own}.items() if name in allowed}
-        return PlanEntry(source, value, merged, self.place(items[source]))
+        return PlanEntry(source, value, cast(Options, merged), self.place(items[source]))
 
     def mapping(self, node: yaml.Node, what: str, known: tuple[str, ...]) -> dict[str, yaml.Node]:
         if not isinstance(node, yaml.MappingNode):
@@ -104,29 +112,46 @@ class _Reader:
         return {name: self.option(name, node) for name, node in items.items()}
 
     def option(self, name: str, node: yaml.Node) -> Any:
-        if name in ("training", "kv_cache"):
-            if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:bool":
+        if name in FLAGS:
+            if not _is_plain(node) or node.value.lower() not in BOOLEANS:
                 raise self.fail(node, f"{name}: expected true or false")
-            return bool(yaml.safe_load(node.value))
+            return BOOLEANS[node.value.lower()]
         if name == "dtype":
             try:
                 return dtype_name(self.text(node, name))
             except PlanError as error:
                 raise self.fail(node, str(error)) from None
-        if name in ("prompt", "context") and isinstance(node, yaml.SequenceNode):
+        if name == "phases":
+            return [self.phase(item) for item in node.value] if _is_list(node) else [self.phase(node)]
+        if name in ("prompt", "context") and _is_list(node):
             return [self.integer(item, name) for item in node.value]
         return self.integer(node, name)
 
+    def phase(self, node: yaml.Node) -> str:
+        name = self.text(node, "phases")
+        if name not in PHASES:
+            raise self.fail(node, f"phases: got {name!r}, expected {', '.join(PHASES)}")
+        return name
+
     def integer(self, node: yaml.Node, name: str) -> int:
-        if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:int":
+        if not _is_plain(node) or not INTEGER.fullmatch(node.value):
             got = f"got {node.value!r}, " if isinstance(node, yaml.ScalarNode) else ""
             raise self.fail(node, f"{name}: {got}expected a whole number of at least 1")
-        value = int(yaml.safe_load(node.value))
+        value = int(node.value)
         if value < 1:
             raise self.fail(node, f"{name}: got {value}, expected a whole number of at least 1")
         return value
 
     def text(self, node: yaml.Node, name: str) -> str:
-        if not isinstance(node, yaml.ScalarNode) or not node.value or node.tag == "tag:yaml.org,2002:null":
+        if not isinstance(node, yaml.ScalarNode) or not node.value or node.tag != "tag:yaml.org,2002:str":
             raise self.fail(node, f"{name}: expected text")
         return str(node.value)
+
+
+def _is_plain(node: yaml.Node) -> bool:
+    """Whether it is one word or number without quotes."""
+    return isinstance(node, yaml.ScalarNode) and not node.style
+
+
+def _is_list(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.SequenceNode)

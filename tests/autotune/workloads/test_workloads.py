@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from faops.autotune import workloads
-from faops.autotune.workloads import from_attention_config, from_hf_config, from_model, from_shapes, model_names
+from faops.autotune import tuner
+from faops.autotune.workloads import (
+    PHASES,
+    describe,
+    from_attention_config,
+    from_model,
+    from_shapes,
+    hf_config,
+    model_names,
+)
 from faops.autotune.workloads.attention_config import AttentionConfig
+from faops.autotune.workloads.models import ALIASES, MODELS, resolve
 from faops.device import known
 from faops.errors import PlanError
 from faops.problem import AttentionProblem, Band, parse_shape
@@ -38,6 +47,53 @@ def test_the_kv_cache_call_is_added_on_request() -> None:
     both = from_model("llama-3-8b", prompt=[], context=512, kv_cache=True).problems
     assert [p.op for p in plain] == ["forward"]
     assert [(p.op, p.append, p.seqlen_k) for p in both] == [("forward", False, 512), ("decode", True, 512)]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ["forward", "generate"]),
+        ({"phases": "prefill"}, ["forward"]),
+        ({"phases": ["decode"]}, ["decode"]),
+        ({"phases": ["training"]}, ["forward lse", "backward"]),
+        ({"phases": ["prefill", "decode", "training"]}, ["forward", "forward lse", "backward", "decode"]),
+        ({"phases": [], "kv_cache": True}, ["decode"]),
+        ({"training": True, "kv_cache": True}, ["forward", "forward lse", "backward", "generate", "decode"]),
+        ({"page_size": 16}, ["forward", "generate", "decode paged"]),
+        ({"phases": "prefill", "packed": True}, ["forward varlen"]),
+        ({"phases": ["training", "generate"], "packed": True}, ["forward lse varlen", "backward varlen", "generate"]),
+    ],
+)  # fmt: skip
+def test_phases(options: dict[str, Any], expected: list[str]) -> None:
+    def words(problem: AttentionProblem) -> str:
+        name = "generate" if problem.op == "forward" and problem.seqlen_q == 1 else problem.op
+        lse = " lse" if problem.op == "forward" and problem.need_lse else ""
+        return name + lse + (f" {problem.layout}" if problem.layout != "dense" else "")
+
+    assert [words(problem) for problem in from_model("gpt2", prompt=64, context=96, **options).problems] == expected
+
+
+def test_pages_have_room_for_the_keys() -> None:
+    (problem,) = from_model("gemma-2-9b", phases="decode", page_size=16, context=[250]).problems
+    assert (problem.seqlen_k, problem.page_size, problem.layout, problem.append) == (256, 16, "paged", True)
+    windowed, full = from_model("gemma-2-9b", phases="decode", page_size=64, context=[8000]).problems
+    assert (windowed.band, full.band) == (Band(4095, -1), Band())  # a cache keeps what a window leaves behind
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("bert-base", {"phases": ["decode", "generate"]}, "sees both ways, which generates nothing, has no problem of"),
+        ("gpt2", {"prompt": [], "context": []}, "a causal model has no problem of generate or prefill with these"),
+        ("gpt2", {"phases": []}, "nothing to tune"),
+        ("gpt2", {"phases": ["reading"]}, "phases: got 'reading', expected prefill, generate, decode, training"),
+        ("gpt2", {"page_size": -16}, "page_size: got -16"),
+        ("gpt2", {"page_size": "16"}, "page_size: got '16'"),
+    ],
+)
+def test_workloads_of_nothing(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        from_model(name, **options)
 
 
 def test_windows_and_softcap() -> None:
@@ -95,6 +151,77 @@ def test_an_unknown_model_lists_close_names(name: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"),
+        ("google/gemma-3-4b-it", "gemma-3-4b"),
+        ("Qwen/Qwen3-30B-A3B-Base", "qwen3-30b-a3b"),
+        ("mistral-7b", "mistral-7b-v0.1"),
+        ("DeepSeek-R1", "deepseek-v3"),
+    ],
+)
+def test_names_on_the_hub_and_aliases(name: str, expected: str) -> None:
+    assert from_model(name, prompt=64, context=[]).name == expected
+
+
+def test_every_model_is_found_by_its_name_on_the_hub() -> None:
+    assert {resolve(model.hub) for model in MODELS.values()} == set(MODELS)
+    assert set(ALIASES.values()) <= set(MODELS) and not set(ALIASES) & set(MODELS)
+    assert resolve("nobody/llama-3-8b") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name"),
+    [
+        ("gpt2", "GPT2Config"),
+        ("bert-base", "BertConfig"),
+        ("vit-base", "ViTConfig"),
+        ("modernbert-base", "ModernBertConfig"),
+        ("mistral-7b-v0.1", "MistralConfig"),
+        ("mixtral-8x7b", "MixtralConfig"),
+        ("gemma-2-2b", "Gemma2Config"),
+        ("gpt-oss-20b", "GptOssConfig"),
+        ("deepseek-v3", "DeepseekV3Config"),
+        ("falcon-7b", "FalconConfig"),
+    ],
+)
+def test_models_that_a_class_of_transformers_has_as_its_default(tmp_path: Path, name: str, class_name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    getattr(transformers, class_name)().save_pretrained(tmp_path)
+    assert replace(hf_config.read(tmp_path), positions=0) == replace(MODELS[name].config, positions=0)
+
+
+def test_models_in_words() -> None:
+    assert describe("llama-3-8b") == "32 heads of 128, 8 key/value heads, causal"
+    assert describe("gemma-2-9b") == "16 heads of 256, 8 key/value heads, causal, windows of 4096 and none, softcap"
+    assert describe("deepseek-v3") == "128 heads of 192/128, causal"
+    assert describe("falcon-7b") == "71 heads of 64, 1 key/value head, causal"
+    assert describe("bert-base") == "12 heads of 64, both ways"
+    assert describe("gpt-oss-20b").endswith("windows of 128 and none, sinks") and describe("bloom").endswith("alibi")
+
+
+def test_all_of_latent_attention_has_a_kernel_here_and_what_has_none_is_named() -> None:
+    latent = from_model("deepseek-v3", phases=PHASES, page_size=64, prompt=128, context=256)
+    assert {(p.head_dim, p.head_dim_v, p.heads_kv) for p in latent.problems} == {(192, 128, 128)}
+    assert {row["status"] for row in tuner.estimate(latent.problems)} == {"to tune"}
+    (row,) = tuner.estimate(from_model("deepseek-v3", dtype="fp8", phases="prefill", prompt=128).problems)
+    assert row["status"] == "failed" and "no kernel can run forward float8_e4m3fn" in row["message"]
+
+
+def test_the_page_of_models_is_complete() -> None:
+    """docs/models.md has a row for each model, as ``python -m tests.autotune.workloads.test_workloads`` prints it."""
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert models_table() in page
+
+
+def models_table() -> str:
+    rows = [f"| `{name}` | {model.hub} | {model.config} |" for name, model in MODELS.items()]
+    return "\n".join(["| Name | On the hub | Attention |", "|---|---|---|", *rows])
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"batch": 0}, "batch: got 0"),
@@ -119,105 +246,5 @@ def test_shapes() -> None:
         from_shapes(["sq=1,h=1,d=64,colour=1"])
 
 
-# ------------------------------------------------------------------------------------------------ config.json
-
-
-def config_file(tmp_path: Path, **values: Any) -> Path:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(values))
-    return path
-
-
-LLAMA = {"model_type": "llama", "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096}
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (LLAMA, AttentionConfig(32, 8, 128)),
-        ({**LLAMA, "head_dim": 64, "max_position_embeddings": 99}, AttentionConfig(32, 8, 64, positions=99)),
-        ({"model_type": "gpt2", "n_head": 12, "n_embd": 768, "n_positions": 1024},
-         AttentionConfig(12, 12, 64, positions=1024)),
-        ({"model_type": "falcon", "num_attention_heads": 71, "hidden_size": 4544, "multi_query": True},
-         AttentionConfig(71, 1, 64)),
-        ({**LLAMA, "model_type": "mistral", "sliding_window": 4096}, AttentionConfig(32, 8, 128, windows=(4096,))),
-        ({**LLAMA, "model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False},
-         AttentionConfig(32, 8, 128)),
-        ({**LLAMA, "sliding_window": 512, "layer_types": ["sliding_attention", "full_attention"] * 2},
-         AttentionConfig(32, 8, 128, windows=(512, 0))),
-        ({**LLAMA, "sliding_window": 512, "layer_types": ["full_attention"]}, AttentionConfig(32, 8, 128)),
-        ({**LLAMA, "sliding_window": 512, "layer_types": ["sliding_attention"]},
-         AttentionConfig(32, 8, 128, windows=(512,))),
-        ({**LLAMA, "model_type": "gemma2", "sliding_window": 4096, "attn_logit_softcapping": 50.0},
-         AttentionConfig(32, 8, 128, windows=(4096, 0), softcap=True)),
-        ({"model_type": "llava", "text_config": LLAMA, "vision_config": {"num_attention_heads": 3}},
-         AttentionConfig(32, 8, 128)),
-        ({"model_type": "bert", "num_attention_heads": 12, "hidden_size": 768},
-         AttentionConfig(12, 12, 64, causal=False)),
-        ({"model_type": "vit", "num_attention_heads": 12, "hidden_size": 768, "image_size": 224, "patch_size": 16},
-         AttentionConfig(12, 12, 64, causal=False, fixed_length=197)),
-        ({"model_type": "modernbert", "num_attention_heads": 12, "hidden_size": 768, "local_attention": 128},
-         AttentionConfig(12, 12, 64, causal=False, windows=(65, 0))),
-        ({"model_type": "deepseek_v3", "num_attention_heads": 128, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128,
-          "v_head_dim": 128}, AttentionConfig(128, 128, 192, 128)),
-        ({**LLAMA, "model_type": "gpt_oss", "sliding_window": 128},
-         AttentionConfig(32, 8, 128, windows=(128, 0), sinks=True)),
-        ({"model_type": "bloom", "n_head": 16, "hidden_size": 1024}, AttentionConfig(16, 16, 64, alibi=True)),
-    ],
-    ids=lambda value: value.get("model_type", "") if isinstance(value, dict) else "",
-)  # fmt: skip
-def test_config_files_of_many_families(tmp_path: Path, values: dict[str, Any], expected: AttentionConfig) -> None:
-    path = config_file(tmp_path, **values)
-    assert workloads.hf_config.read(path) == expected
-    assert from_hf_config(tmp_path).problems == from_hf_config(path).problems != []
-
-
-@pytest.mark.parametrize("name", ["LlamaConfig", "GPT2Config", "MistralConfig", "Gemma2Config", "Gemma3TextConfig",
-                                  "BertConfig", "ViTConfig", "Qwen3Config", "GptOssConfig"])  # fmt: skip
-def test_what_transformers_itself_writes(tmp_path: Path, name: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    config = getattr(transformers, name)()
-    config.save_pretrained(tmp_path)
-    found = workloads.hf_config.read(tmp_path)
-    assert found.heads_q == config.num_attention_heads
-    assert found.heads_kv == (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    assert found.head_dim == (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    window = getattr(config, "sliding_window", None) or 0
-    kinds = set(getattr(config, "layer_types", None) or [])
-    assert set(found.windows) == ({window} if not kinds else {window if kind.startswith("sl") else 0 for kind in kinds})
-    assert found.softcap == bool(getattr(config, "attn_logit_softcapping", None))
-    assert found.causal == (name not in ("BertConfig", "ViTConfig"))
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({}, "num_attention_heads is missing"),
-        ({"num_attention_heads": 8}, "hidden_size is missing"),
-        ({"num_attention_heads": 7, "hidden_size": 512}, "head_dim is missing and 512 is not a multiple of 7 heads"),
-        ({"num_attention_heads": "8", "hidden_size": 512}, "num_attention_heads: got '8'"),
-        ({"num_attention_heads": 0, "hidden_size": 512}, "num_attention_heads: got 0"),
-        ({**LLAMA, "num_key_value_heads": 5}, "expected a multiple of heads_kv=5"),
-        ({**LLAMA, "layer_types": ["sliding_attention"]}, "sliding_window is missing"),
-        ({**LLAMA, "text_config": 3}, "text_config: expected a JSON object"),
-        ({**LLAMA, "is_encoder_decoder": True}, "encoder-decoder"),
-    ],
-)
-def test_a_config_that_lacks_something(tmp_path: Path, values: dict[str, Any], message: str) -> None:
-    path = config_file(tmp_path, **values)
-    with pytest.raises(PlanError) as raised:
-        from_hf_config(path)
-    assert message in str(raised.value)
-    assert str(path) in str(raised.value)
-
-
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe{"])
-def test_a_config_that_is_no_config(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(PlanError, match=r"config\.json"):
-        from_hf_config(tmp_path)
-
-
-def test_a_config_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="cannot be read: No such file"):
-        from_hf_config(tmp_path / "nowhere")
+if __name__ == "__main__":
+    print(models_table())
