@@ -55,8 +55,24 @@ class PlanError(FaopsError, ValueError):
     """A tuning plan, model name or shape description cannot be understood."""
 
 
+class DefaultsError(FaopsError, RuntimeError):
+    """The file of shipped defaults is broken, or lacks a row that a kernel needs."""
+
+
 class TuningError(FaopsError):
     """Tuning could not finish."""
+
+
+class CrashedError(TuningError):
+    """The process that measured or compiled a config ended. ``output`` is the last of what it wrote."""
+
+    def __init__(self, message: str, output: str = "") -> None:
+        self.output = output
+        super().__init__(message)
+
+
+class HangError(CrashedError):
+    """The process that measured or compiled a config gave no answer in time, and was ended."""
 
 
 class CompileError(FaopsError, RuntimeError):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch import Tensor
 from faops import registry
 from faops.autotune import effort
 from faops.autotune.effort import Budget
-from faops.autotune.measurement.clocks import clock_for, sample, warm_up
+from faops.autotune.measurement.clocks import Sampled, clock_for, current, sample, warm_up
+from faops.autotune.measurement.conditions import Conditions
+from faops.autotune.measurement.nvml import watched
 from faops.autotune.measurement.synthetic import converted, inputs_for
 from faops.autotune.search.candidates import Candidate
 from faops.device import DeviceProfile
@@ -31,12 +33,19 @@ Results = list[Tensor | None]
 
 
 class DeviceBench:
-    """Runs candidates on random inputs of one problem. Raises TuningError when such inputs cannot be made."""
+    """Runs candidates on random inputs of one problem. Raises TuningError when such inputs cannot be made.
+
+    ``conditions`` are those of all samples so far.
+    """
 
     def __init__(self, problem: AttentionProblem, device: torch.device, profile: DeviceProfile) -> None:
         self.problem = problem
         self.profile = profile
-        self.clock = clock_for(device, profile)
+        self.device = device
+        gpu, unwatched = watched(device)  # before anything else uses the device
+        self.clock = clock_for(device, profile, gpu)
+        self.unwatched = Conditions(notes=(unwatched,) if unwatched else ())
+        self.conditions = Conditions()
         try:
             self.inputs = inputs_for(problem, device)
         except (RuntimeError, MemoryError) as error:
@@ -46,20 +55,29 @@ class DeviceBench:
 
     def sample(self, candidate: Candidate, budget: Budget) -> Sequence[float]:
         """Samples in seconds a call of ``kernel.launch``."""
+        sampled = self.sampled(candidate, budget)
+        self.conditions = self.conditions.merged(sampled.conditions)
+        return sampled.samples
+
+    def sampled(self, candidate: Candidate, budget: Budget) -> Sampled:
+        """The same with the conditions of these samples alone."""
 
         def call() -> object:
             return candidate.kernel.launch(self.inputs, candidate.config)
 
-        if not self.warm:
-            warm_up(call, self.clock, effort.WARMUP_SECONDS)
-            self.warm = True
-        return sample(call, self.clock, budget)
+        with current(self.device):
+            if not self.warm:
+                warm_up(call, self.clock, effort.WARMUP_SECONDS)
+                self.warm = True
+            found = sample(call, self.clock, budget)
+        return replace(found, conditions=self.unwatched.merged(found.conditions))
 
     def check(self, candidate: Candidate) -> None:
         """Compare the candidate's results with those of a trusted kernel in a wider dtype. Raises TuningError."""
-        if self.expected is None:
-            self.expected = self._trusted(candidate)
-        found = list(candidate.kernel.launch(self.inputs, candidate.config))
+        with current(self.device):
+            if self.expected is None:
+                self.expected = self._trusted(candidate)
+            found = list(candidate.kernel.launch(self.inputs, candidate.config))
         for name, result, expected in zip(RESULTS[self.problem.op], found, self.expected):
             if (result is None) is not (expected is None):
                 raise TuningError(f"{name} is {'missing' if result is None else 'given unasked'}")
@@ -78,7 +96,7 @@ class DeviceBench:
     def _trusted(self, candidate: Candidate) -> Results:
         """Results of the blockwise kernel on the same data in a wider dtype, made with bounded memory."""
         wide = WIDER.get(self.problem.torch_dtype, torch.float32)
-        problem = dataclasses.replace(self.problem, dtype=str(wide).removeprefix("torch."))
+        problem = replace(self.problem, dtype=str(wide).removeprefix("torch."))
         witness = registry.get(WITNESSES[self.problem.op])
         if witness is None or not witness.check(problem, self.profile):
             raise TuningError(

@@ -7,13 +7,17 @@ import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 
 from faops.autotune import effort
 from faops.autotune.effort import Budget
 from faops.autotune.entry import Timing
+from faops.autotune.measurement.conditions import Batch, Conditions, conditions_of, undisturbed
+from faops.autotune.measurement.nvml import Gpu
 from faops.device import DeviceProfile
 from faops.registry import Config
 
@@ -32,8 +36,17 @@ class Clock(ABC):
         """Seconds of one call from start to end, as a host would wait for it."""
 
     @abstractmethod
-    def samples(self, call: Call, estimate: float) -> list[float]:
-        """A few samples, in seconds a call, of a call that takes about ``estimate`` seconds."""
+    def batch(self, call: Call, estimate: float) -> Batch:
+        """A few samples of a call that takes about ``estimate`` seconds."""
+
+    def captured(self, call: Call) -> Call:
+        """``call`` in the form that takes the host's time out of it, where the device has one. Raises whatever
+        prevents it."""
+        return call
+
+    def foreign(self) -> bool | None:
+        """Whether another process has computed on the device since this was last asked; None if nobody knows."""
+        return None
 
 
 class HostClock(Clock):
@@ -45,9 +58,9 @@ class HostClock(Clock):
     def run(self, call: Call) -> float:
         return self._time(call, 1)
 
-    def samples(self, call: Call, estimate: float) -> list[float]:
+    def batch(self, call: Call, estimate: float) -> Batch:
         calls = min(effort.MAX_CALLS_A_SAMPLE, 1 + int(effort.MIN_SAMPLE_SECONDS / max(estimate, 1e-9)))
-        return [self._time(call, calls)]
+        return Batch([self._time(call, calls)])
 
     def _time(self, call: Call, calls: int) -> float:
         start = time.perf_counter()
@@ -65,7 +78,9 @@ class EventClock(Clock):
     not measured.
     """
 
-    def __init__(self, device: torch.device, l2_bytes: int) -> None:
+    def __init__(self, device: torch.device, l2_bytes: int, gpu: Gpu | None = None) -> None:
+        self.device = device
+        self.gpu = gpu
         self.module = torch.get_device_module(device)
         self.flush = torch.empty(max(1, effort.L2_FLUSH_FACTOR * l2_bytes), dtype=torch.uint8, device=device)
 
@@ -76,7 +91,7 @@ class EventClock(Clock):
         self.module.synchronize()
         return time.perf_counter() - start
 
-    def samples(self, call: Call, estimate: float) -> list[float]:
+    def batch(self, call: Call, estimate: float) -> Batch:
         pairs = []
         for _ in range(effort.EVENT_BATCH):
             begin, end = self.module.Event(enable_timing=True), self.module.Event(enable_timing=True)
@@ -85,18 +100,37 @@ class EventClock(Clock):
             call()
             end.record()
             pairs.append((begin, end))
+        state = self.gpu.state() if self.gpu is not None else None  # while the device is at work
         self.module.synchronize()
-        return [begin.elapsed_time(end) / 1e3 for begin, end in pairs]
+        return Batch([begin.elapsed_time(end) / 1e3 for begin, end in pairs], state)
+
+    def captured(self, call: Call) -> Call:
+        """A CUDA graph of ``call``, which must have run before; the call itself on other devices."""
+        if self.device.type != "cuda":
+            return call
+        graph = self.module.CUDAGraph()
+        with self.module.graph(graph):
+            call()
+        return cast(Call, graph.replay)
+
+    def foreign(self) -> bool | None:
+        return self.gpu.foreign() if self.gpu is not None else None
 
 
-def clock_for(device: torch.device, profile: DeviceProfile) -> Clock:
-    """The best clock that ``device`` has."""
+def clock_for(device: torch.device, profile: DeviceProfile, gpu: Gpu | None = None) -> Clock:
+    """The best clock that ``device`` has; ``gpu`` watches it meanwhile."""
     if device.type == "cpu":
         return HostClock()
     module = torch.get_device_module(device)
     if device.type in ("cuda", "npu", "xpu"):
-        return EventClock(device, profile.l2_bytes)
+        return EventClock(device, profile.l2_bytes, gpu)
     return HostClock(module.synchronize)
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make ``device`` the current one, on which events are recorded, where it has a number and modules know of one."""
+    module: Any = None if device.type == "cpu" or device.index is None else torch.get_device_module(device)
+    return cast(AbstractContextManager[Any], module.device(device)) if hasattr(module, "device") else nullcontext()
 
 
 def warm_up(call: Call, clock: Clock, seconds: float) -> float:
@@ -108,22 +142,58 @@ def warm_up(call: Call, clock: Clock, seconds: float) -> float:
     return shortest
 
 
-def sample(call: Call, clock: Clock, budget: Budget) -> list[float]:
-    """Samples of ``call`` in seconds: until the median is known to RELATIVE_ERROR, or the budget is spent.
+@dataclass(frozen=True)
+class Sampled:
+    """Samples in seconds a call, and the conditions under which they were taken."""
+
+    samples: list[float]
+    conditions: Conditions = field(default_factory=Conditions)
+
+
+def sample(call: Call, clock: Clock, budget: Budget) -> Sampled:
+    """Samples of ``call``: until the median is known to RELATIVE_ERROR, or the budget is spent.
 
     A call that takes longer than the whole budget is timed once, without a warm-up, which could not change much.
+    Samples that were taken while the device was disturbed do not count; where there are no others for
+    DISTURBED_PATIENCE times the time cap, they must do. While another process computes, the timing is taken again.
     """
     estimate = warm_up(call, clock, budget.warmup)
     if estimate >= max(budget.warmup, budget.time_cap):
-        return [estimate]
-    found: list[float] = []
-    deadline = time.perf_counter() + budget.time_cap
-    while len(found) < budget.max_samples:
-        found += clock.samples(call, estimate)
-        known = len(found) >= budget.min_samples and relative_error(found) <= effort.RELATIVE_ERROR
-        if known or time.perf_counter() >= deadline:
+        return Sampled([estimate])
+    notes = []
+    if budget.graph:
+        call, note = _captured(call, clock)
+        notes.append(note)
+    for _ in range(1 + effort.FOREIGN_RETRIES):
+        batches = _batches(call, clock, estimate, budget)
+        foreign = clock.foreign()
+        if not foreign:
             break
-    return found
+    if foreign:
+        notes.append("timed although another process computed on the device")
+    counted = undisturbed(batches) or batches
+    found = [value for batch in counted for value in batch.samples]
+    return Sampled(found, conditions_of(batches, filter(None, notes)))
+
+
+def _captured(call: Call, clock: Clock) -> tuple[Call, str]:
+    """The form of ``call`` to be timed, and why it is not the one that was wished."""
+    try:
+        return clock.captured(call), ""
+    except Exception as error:  # of any backend: a call that synchronises, say
+        return call, f"timed without a CUDA graph: {type(error).__name__}: {error}"
+
+
+def _batches(call: Call, clock: Clock, estimate: float, budget: Budget) -> list[Batch]:
+    batches: list[Batch] = []
+    start = time.perf_counter()
+    while True:
+        batches.append(clock.batch(call, estimate))
+        found = [value for batch in undisturbed(batches) for value in batch.samples]
+        known = len(found) >= budget.min_samples and relative_error(found) <= effort.RELATIVE_ERROR
+        cap = budget.time_cap * (1 if found else effort.DISTURBED_PATIENCE)
+        if known or len(found) >= budget.max_samples or time.perf_counter() >= start + cap:
+            return batches
 
 
 def relative_error(samples: Sequence[float]) -> float:

@@ -20,6 +20,7 @@ from faops.autotune.measurement.clocks import (
     sample,
     summarize,
 )
+from faops.autotune.measurement.conditions import Batch
 from faops.registry import Config
 
 CONFIG = Config(block=1)
@@ -46,7 +47,7 @@ def sampled(
 ) -> tuple[MadeUpTime, list[float]]:
     clock = MadeUpTime(durations)
     monkeypatch.setattr(measure, "time", clock)
-    return clock, sample(clock.call, HostClock(), budget)
+    return clock, sample(clock.call, HostClock(), budget).samples
 
 
 def test_sampling_ends_when_the_median_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +158,7 @@ def test_the_event_clock_times_each_call_alone_with_a_cold_cache(monkeypatch: py
     def call() -> None:
         device.queue += ["first half", "second half"]
 
-    assert clock.samples(call, 1.0) == [0.002] * effort.EVENT_BATCH
+    assert clock.batch(call, 1.0) == Batch([0.002] * effort.EVENT_BATCH)
     once = ["flush", "event", "first half", "second half", "event"]
     assert device.queue == once * effort.EVENT_BATCH + ["synchronize"]
     device.queue.clear()
