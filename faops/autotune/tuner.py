@@ -3,60 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import filelock
 import torch
 
-from faops import dispatch, registry
-from faops._version import __version__
-from faops.autotune import effort, environment
-from faops.autotune.cache import TuningCache, lookup, serving
-from faops.autotune.entry import Entry, Timing, problem_dict
+from faops import registry
+from faops.autotune import effort, pending
+from faops.autotune.benches import Benches, MakeBench
+from faops.autotune.cache import TuningCache, needs_recheck, serving
+from faops.autotune.entry import Entry
+from faops.autotune.events import Event, Kind, Result, Status
+from faops.autotune.locking import measuring_alone
 from faops.autotune.measurement.bench import DeviceBench
 from faops.autotune.measurement.load import foreign_cores
 from faops.autotune.measurement.synthetic import canonical
-from faops.autotune.search.candidates import Bench, Candidate, Space, space
-from faops.autotune.search.halving import Outcome, planned, search
-from faops.device import DeviceProfile, detect
-from faops.errors import CacheError, FaopsError, NoKernelError, TuningError
+from faops.autotune.pace import Pace
+from faops.autotune.pending import Pending
+from faops.autotune.reporting import Place, Reporter
+from faops.autotune.search.candidates import Candidate
+from faops.autotune.search.strategies import DEFAULT, by_name
+from faops.autotune.single import Setup, Single
+from faops.device import detect
+from faops.errors import NoKernelError
 from faops.problem import AttentionProblem
 
-Kind = Literal["problem_started", "measured", "problem_done", "warm", "skipped", "failed", "waiting", "busy"]
-Status = Literal["tuned", "warm", "failed", "skipped"]
-MakeBench = Callable[[AttentionProblem, torch.device, DeviceProfile], Bench]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Progress. ``index`` counts problems from 0 up to ``total``; ``done`` of about ``planned`` timings of this
-    problem are taken; ``best`` is the shortest median so far, in seconds a call. "waiting": another process is
-    measuring on this device. "busy": other programs use the CPU, so that timings on it are not to be trusted."""
-
-    kind: Kind
-    problem: AttentionProblem
-    index: int
-    total: int
-    done: int = 0
-    planned: int = 0
-    best: float | None = None
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one problem. ``measurements`` is the number of timings taken, 0 when warm or skipped."""
-
-    problem: AttentionProblem
-    status: Status
-    measurements: int
-    entry: Entry | None
-    message: str
+__all__ = [
+    "Candidate", "DeviceBench", "Event", "Kind", "MakeBench", "Result", "Status", "distinct", "estimate", "tune",
+    "unfinished",
+]  # fmt: skip
 
 
 def tune(
@@ -67,37 +44,32 @@ def tune(
     time_budget: float | None = None,
     on_event: Callable[[Event], None] | None = None,
     cache: TuningCache | None = None,
-    make_bench: MakeBench = DeviceBench,
+    make_bench: MakeBench | None = None,
+    strategy: str = DEFAULT,
+    resume: bool = False,
+    isolate: bool = True,
 ) -> list[Result]:
     """Tune ``problems`` on ``device`` and store the winners; one result for each problem with a key of its own.
 
-    A problem with a valid entry is not measured, unless ``force``. Once ``time_budget`` seconds are spent no further
-    problem is begun. A problem that cannot run, or a cache that cannot be written, is told in the result. On
-    KeyboardInterrupt what was finished is stored already. Raises TuningError when another process measures on this
-    device for too long. ``make_bench`` replaces the real device, for simulations.
+    A problem with a valid entry is not measured, unless ``force``, or with another driver than the present one. Once
+    ``time_budget`` seconds are spent no further problem is begun, and the one at work goes to its finals with what it
+    has. A problem that cannot run, or a cache that cannot be written, is told in the result. ``strategy`` is one of
+    :data:`faops.autotune.search.strategies.NAMES`.
+
+    Whatever ends this early (KeyboardInterrupt, a kill, a power cut but for the last moments), winners that were found
+    are stored, and every timing of the problem at work is written down: with ``resume`` it is not taken again.
+    :func:`unfinished` names the problems that were left.
+
+    Configs are measured in a process of their own (``isolate``), so that one that crashes or hangs costs itself alone;
+    it is quarantined in the entry. ``make_bench`` replaces the real device, for simulations. Raises TuningError when
+    another process measures on this device for too long, ArgumentError for an unknown strategy.
     """
     where = torch.device(device)
-    run = _Run(where, detect(where), cache or TuningCache(), force, make_bench, on_event or (lambda event: None))
-    unique = distinct(problems)
-    deadline = None if time_budget is None else time.monotonic() + time_budget
-    results = []
-    with contextlib.ExitStack() as stack:
-        locked = False
-        for index, problem in enumerate(unique):
-            place = (problem, index, len(unique))
-            entry = run.known(problem)
-            if entry is None and not locked:
-                stack.enter_context(run.measuring_alone(place))
-                locked = True
-                entry = run.known(problem)  # whoever held the lock may have tuned it
-            if entry is not None:
-                results.append(run.finish(place, "warm", Result(problem, "warm", 0, entry, "tuned before")))
-            elif deadline is not None and time.monotonic() >= deadline:
-                message = f"the time budget of {time_budget:g} s was spent"
-                results.append(run.finish(place, "skipped", Result(problem, "skipped", 0, None, message)))
-            else:
-                results.append(run.tune_one(place))
-    return results
+    profile = detect(where)
+    reporter = Reporter(on_event or (lambda event: None), Pace(time_budget))
+    with Benches(where, profile, make_bench, isolate) as benches:
+        setup = Setup(where, profile, cache or TuningCache(), by_name(strategy), reporter, benches, resume)
+        return _Run(setup, force).tune_all(distinct(problems))
 
 
 def distinct(problems: Sequence[AttentionProblem]) -> list[AttentionProblem]:
@@ -108,160 +80,124 @@ def distinct(problems: Sequence[AttentionProblem]) -> list[AttentionProblem]:
     return list(found.values())
 
 
+def unfinished(device: torch.device | str = "cpu", cache: TuningCache | None = None) -> list[AttentionProblem]:
+    """The problems that the last run on ``device`` did not come to, or not to the end of; ``tune(..., resume=True)``
+    goes on with them."""
+    return pending.load((cache or TuningCache()).directory(detect(device))).problems
+
+
 def estimate(
     problems: Sequence[AttentionProblem],
     device: torch.device | str = "cpu",
     *,
     force: bool = False,
     cache: TuningCache | None = None,
+    strategy: str = DEFAULT,
 ) -> list[dict[str, Any]]:
-    """What :func:`tune` would measure: a dict a problem with ``problem``, ``status`` ("warm", "to tune" or
-    "failed"), ``configs`` (number of them), ``seconds`` (a rough guess from assumed rates) and ``message``."""
-    profile = detect(device)
-    run = _Run(torch.device(device), profile, cache or TuningCache(), force, DeviceBench, lambda event: None)
-    found = []
-    for problem in distinct(problems):
-        row: dict[str, Any] = {"problem": problem, "status": "to tune", "configs": 0, "seconds": 0.0, "message": ""}
-        if run.known(problem) is not None:
-            row["status"] = "warm"
-        else:
-            try:
-                row["configs"] = len(run.space(problem))
-                row["seconds"] = _guess_seconds(problem, profile, row["configs"])
-            except NoKernelError as error:
-                row.update(status="failed", message=str(error))
-        found.append(row)
-    return found
+    """What :func:`tune` would measure: a dict a problem.
 
-
-def _guess_seconds(problem: AttentionProblem, profile: DeviceProfile, configs: int) -> float:
-    assumed = effort.ASSUMED_CPU_FLOPS_A_THREAD * max(1, profile.threads or profile.units)
-    rate = assumed if profile.torch_type == "cpu" else profile.matrix_flops or effort.ASSUMED_DEVICE_FLOPS
-    call = effort.ASSUMED_CALL_SECONDS + problem.flops() / rate
-    rounds = planned(configs)
-    return sum(count * (max(budget.warmup, call) + max(budget.time_cap, call)) for count, budget in rounds)
-
-
-Place = tuple[AttentionProblem, int, int]  # problem, index, total
+    ``problem``; ``status`` ("warm", "to tune" or "failed"); ``configs``, how many would be timed; ``legal``, of how
+    many; ``pruned``, how many of these the cost model leaves out; ``seconds``, a rough guess; and ``message``.
+    """
+    where = torch.device(device)
+    profile = detect(where)
+    reporter, benches = Reporter(lambda event: None, Pace()), Benches(where, profile, None, False)
+    run = _Run(Setup(where, profile, cache or TuningCache(), by_name(strategy), reporter, benches), force)
+    return [run.estimate_one(problem) for problem in distinct(problems)]
 
 
 @dataclass
 class _Run:
-    device: torch.device
-    profile: DeviceProfile
-    cache: TuningCache
-    force: bool
-    make_bench: MakeBench
-    on_event: Callable[[Event], None]
+    setup: Setup
+    force: bool = False
+    forced: set[str] = field(default_factory=set)  # keys of problems that an interrupted run was to measure anew
+    pending: Pending | None = None  # what is left to do, once it is known
 
-    def known(self, problem: AttentionProblem) -> Entry | None:
-        """The entry that makes measuring needless."""
-        if self.force:
-            return None
-        entry = self.cache.load(self.profile, problem)
-        return entry if entry is not None and serving(entry, registry.kernels(problem.op)) else None
+    def tune_all(self, problems: list[AttentionProblem]) -> list[Result]:
+        """One result a problem. The lock of the device is taken when there is something to measure."""
+        if self.setup.resume:
+            left = pending.load(self._directory)
+            self.forced = {problem.key() for problem in left.problems if left.forced}
+        results = []
+        with contextlib.ExitStack() as stack:
+            for index, problem in enumerate(problems):
+                place = Place(problem, index, len(problems))
+                if self.pending is None and self.known(problem) is None:
+                    stack.enter_context(self.alone(place))
+                    self.plan(problems[index:], index)
+                results.append(self.settle(place))
+        return results
 
-    def space(self, problem: AttentionProblem) -> Space:
-        """The candidates of a problem. Raises NoKernelError when no kernel accepts it."""
-        accepted = dispatch.runnable(registry.kernels(problem.op), problem, self.profile)
-        near = lookup(problem, self.profile, accepted, self.cache.root)
-        return space(problem, self.profile, accepted, [Candidate(near.kernel, near.config)] if near else [])
-
-    def finish(self, place: Place, kind: Kind, result: Result) -> Result:
-        self.on_event(Event(kind, *place, message=result.message))
+    def settle(self, place: Place) -> Result:
+        """What becomes of a problem, and the event that says so."""
+        pace, entry = self.setup.reporter.pace, self.known(place.problem)
+        if entry is not None:
+            result = Result(place.problem, "warm", 0, entry, "tuned before")
+        elif pace.spent:
+            message = f"the time budget of {pace.budget:g} s was spent"
+            result = Result(place.problem, "skipped", 0, None, message)
+        else:
+            result = self.tune_one(place)
+        pace.finish(place.index)
+        if result.status != "tuned":
+            self.setup.reporter.tell(result.status, place, result.message)
+        if self.pending is not None and result.status != "skipped":
+            self.pending.done(place.problem)
         return result
-
-    @contextlib.contextmanager
-    def measuring_alone(self, place: Place) -> Iterator[None]:
-        """Hold the lock of the device's directory, so that two processes do not disturb each other's timings.
-
-        Where the directory cannot be written there is nothing to lock, and measuring goes on. Raises TuningError when
-        the lock is not free after LOCK_TIMEOUT_SECONDS.
-        """
-        path = self.cache.directory(self.profile).parent / "measuring.lock"
-        lock = filelock.FileLock(path)
-        with contextlib.suppress(OSError, NotImplementedError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout:
-                self.on_event(Event("waiting", *place, message="another process is measuring on this device"))
-                self._wait_for(lock, path)
-        try:
-            self._warn_if_busy(place)
-            yield
-        finally:
-            lock.release()
-
-    def _warn_if_busy(self, place: Place) -> None:
-        foreign = foreign_cores(effort.BUSY_SECONDS) if self.device.type == "cpu" else None
-        if foreign is not None and foreign > effort.BUSY_CORES:
-            message = (
-                f"other programs use {foreign:.1f} of {self.profile.units} cores: winners may not hold on an idle "
-                "machine; tune again with --force when it is"
-            )
-            self.on_event(Event("busy", *place, message=message))
-
-    def _wait_for(self, lock: filelock.BaseFileLock, path: Path) -> None:
-        try:
-            lock.acquire(timeout=effort.LOCK_TIMEOUT_SECONDS, poll_interval=effort.LOCK_POLL_SECONDS)
-        except filelock.Timeout:
-            raise TuningError(
-                f"another process has been measuring on this device for {effort.LOCK_TIMEOUT_SECONDS:g} s "
-                f"(it holds {path}); try again when it is done"
-            ) from None
 
     def tune_one(self, place: Place) -> Result:
         """Search one problem and store the winner; what goes wrong is in the result."""
-        problem = place[0]
+        return Single(self.setup, place.problem).tune(place)
+
+    def known(self, problem: AttentionProblem) -> Entry | None:
+        """The entry that makes measuring needless: one that is served, and was measured with the driver of now."""
+        if self.force or problem.key() in self.forced:
+            return None
+        entry = self.setup.cache.load(self.setup.profile, problem)
+        if entry is None or needs_recheck(entry, self.setup.profile):
+            return None
+        return entry if serving(entry, registry.kernels(problem.op)) else None
+
+    def estimate_one(self, problem: AttentionProblem) -> dict[str, Any]:
+        """What :func:`estimate` says of one problem."""
+        row: dict[str, Any] = {"problem": problem, "status": "to tune", "configs": 0, "legal": 0, "pruned": 0,
+                               "seconds": 0.0, "message": ""}  # fmt: skip
+        if self.known(problem) is not None:
+            return {**row, "status": "warm"}
         try:
-            candidates = self.space(problem)
-            total = sum(count for count, _ in planned(len(candidates)))
-            self.on_event(Event("problem_started", *place, planned=total))
-            best: list[float] = []
+            return {**row, **Single(self.setup, problem).estimate()}
+        except NoKernelError as error:
+            return {**row, "status": "failed", "message": str(error)}
 
-            def on_timing(done: int, timing: Timing) -> None:
-                best[:] = [min([*best, timing.p50])]
-                self.on_event(Event("measured", *place, done, total, best[0], f"{timing.kernel} [{timing.config}]"))
+    @property
+    def _directory(self) -> Path:
+        return self.setup.cache.directory(self.setup.profile)
 
-            outcome = search(candidates, self.make_bench(problem, self.device, self.profile), on_timing)
-        except FaopsError as error:
-            return self.finish(place, "failed", Result(problem, "failed", 0, None, str(error)))
-        entry, message = self._store(self._entry(problem, outcome))
-        self.on_event(
-            Event("problem_done", *place, outcome.measurements, outcome.measurements, outcome.winner.p50, message)
-        )
-        return Result(problem, "tuned", outcome.measurements, entry, message)
+    @contextlib.contextmanager
+    def alone(self, place: Place) -> Iterator[None]:
+        """Hold the lock of the device; tell where another process or other programs are in the way."""
+        tell = self.setup.reporter.tell
+        message = "another process is measuring on this device"
+        with measuring_alone(self._directory.parent, lambda: tell("waiting", place, message)):
+            foreign = foreign_cores(effort.BUSY_SECONDS) if self.setup.device.type == "cpu" else None
+            if foreign is not None and foreign > effort.BUSY_CORES:
+                tell("busy", place, _busy_words(foreign, self.setup.profile.units))
+            yield
 
-    def _entry(self, problem: AttentionProblem, outcome: Outcome) -> Entry:
-        kernel = registry.get(outcome.winner.kernel)
-        if kernel is None:
-            raise TuningError(f"kernel {outcome.winner.kernel} was removed while it was measured")
-        return Entry(
-            key=problem.key(),
-            problem=problem_dict(problem),
-            device=self.profile.identity,
-            environment=environment.versions(),
-            kernel=kernel.id,
-            source_hash=kernel.source_hash(),
-            config=outcome.winner.config,
-            p50=outcome.winner.p50,
-            default_kernel=outcome.default.kernel,
-            default_config=outcome.default.config,
-            default_p50=outcome.default.p50,
-            speedup=outcome.default.p50 / outcome.winner.p50,
-            timings=tuple(outcome.timings),
-            dropped=tuple({"config": str(candidate), "reason": reason} for candidate, reason in outcome.dropped),
-            measurements=outcome.measurements,
-            faops_version=__version__,
-            date=datetime.date.today().isoformat(),
-        )
+    def plan(self, problems: Sequence[AttentionProblem], first: int) -> None:
+        """Note what is to be done, on disk and for the time left. Whoever held the lock may have tuned some of it."""
+        todo = [(index, problem) for index, problem in enumerate(problems, first) if self.known(problem) is None]
+        forced = self.force or bool(self.forced)
+        self.pending = Pending(self._directory / pending.FILE_NAME, [problem for _, problem in todo], forced)
+        self.pending.save()
+        pace = self.setup.reporter.pace
+        for index, problem in todo:
+            with contextlib.suppress(NoKernelError):
+                pace.expect(index, Single(self.setup, problem).costs(rough=True))
 
-    def _store(self, entry: Entry) -> tuple[Entry, str]:
-        words = "the default stays" if entry.is_default else f"{entry.speedup:.2f}x over the default"
-        try:
-            stored = self.cache.store(self.profile, entry)
-        except CacheError as error:
-            return entry, f"{words}; not stored: {error}"
-        dispatch.forget()  # this process uses the new winner from now on
-        return stored, words
+
+def _busy_words(foreign: float, cores: int) -> str:
+    return (
+        f"other programs use {foreign:.1f} of {cores} cores: winners may not hold on an idle machine; "
+        "tune again with --force when it is"
+    )

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from faops import dispatch, registry
-from faops.autotune import effort, files
+from faops.autotune import effort, environment, files
 from faops.autotune.cache import TuningCache
+from faops.autotune.measurement.conditions import Conditions
+from faops.autotune.search.candidates import Candidate
 from faops.autotune.tuner import Event, distinct, estimate, tune
 from faops.device import DeviceProfile, detect
-from faops.errors import TuningError
+from faops.errors import ArgumentError, CrashedError, HangError, TuningError
 from faops.problem import AttentionProblem, Band
 from faops.registry import Config, Kernel
 
@@ -105,8 +107,10 @@ def test_events_tell_the_whole_story(cache: TuningCache, kernel: FakeKernel) -> 
     events: list[Event] = []
     tune([PROBLEM], make_bench=bench())
     (_, result) = tune([PROBLEM, OTHER], on_event=events.append, make_bench=bench())
+    finals = effort.FINALISTS * effort.FINAL_ROUNDS
     assert [event.kind for event in events] == [
-        "warm", "problem_started", *["measured"] * result.measurements, "problem_done"
+        "warm", "problem_started", *["measured"] * (result.measurements - finals), *["checking"] * effort.FINALISTS,
+        *["measured"] * finals, "problem_done"
     ]  # fmt: skip
     assert [(event.index, event.total) for event in events[:2]] == [(0, 2), (1, 2)]
     measured = [event for event in events if event.kind == "measured"]
@@ -117,6 +121,134 @@ def test_events_tell_the_whole_story(cache: TuningCache, kernel: FakeKernel) -> 
     assert best[-1] == pytest.approx(0.5)
     assert best == sorted(best, reverse=True)
     assert events[-1].message == "2.00x over the default"
+    elapsed = [event.elapsed for event in events]
+    assert elapsed == sorted(elapsed)
+    assert events[1].remaining is None  # nothing is known yet
+    assert all(event.remaining is not None and event.remaining >= 0 for event in measured)
+    assert measured[-1].remaining == pytest.approx(0)
+
+
+def test_failures_and_the_fallback_are_told(cache: TuningCache, kernel: FakeKernel) -> None:
+    def samples(item: Candidate) -> list[float]:
+        if item.config == Config(block=2):
+            raise RuntimeError("no such instruction")
+        if item.config == Config(block=3):
+            raise CrashedError("SIGSEGV")
+        return steady(1.0)
+
+    events: list[Event] = []
+    tune([PROBLEM], make_bench=FakeBench(samples), on_event=events.append)
+    told = [(event.kind, event.message) for event in events if event.kind in ("dropped", "quarantined", "unisolated")]
+    assert told == [
+        ("dropped", "fake.forward [block=2]: RuntimeError: no such instruction"),
+        ("quarantined", "fake.forward [block=3]: CrashedError: SIGSEGV"),
+    ]
+
+
+def test_what_crashed_or_hung_is_not_tried_again_by_the_same_code(cache: TuningCache, kernel: FakeKernel) -> None:
+    errors = {1: CrashedError("SIGSEGV"), 2: HangError("no answer"), 4: RuntimeError("no such instruction")}
+
+    def samples(item: Candidate) -> list[float]:
+        error = errors.get(item.config.integer("block"))
+        if error is not None:
+            raise error
+        return steady(1.0)
+
+    def blocks_tried(**options: Any) -> set[int]:
+        made = FakeBench(samples)
+        tune([PROBLEM], force=True, make_bench=made, **options)
+        return {item.config.integer("block") for item, _ in made.timed}
+
+    assert blocks_tried() == {0, 1, 2, 3, 4, 5, 6, 7}
+    events: list[Event] = []
+    for _ in range(2):  # it is remembered from entry to entry
+        assert blocks_tried(on_event=events.append) == {0, 3, 4, 5, 6, 7}
+        (entry,) = cache.entries()
+        assert {item["config"][-2]: item["kind"] for item in entry.dropped} == {
+            "1": "crashed",
+            "2": "hung",
+            "4": "failed",
+        }
+    told = [event.message for event in events if event.kind == "quarantined"][:2]
+    assert sorted(told) == [
+        "fake.forward [block=1] is not tried again: CrashedError: SIGSEGV",
+        "fake.forward [block=2] is not tried again: HangError: no answer",
+    ]
+    registry.register(FakeKernel(source="mended"))
+    assert blocks_tried() == {0, 1, 2, 3, 4, 5, 6, 7}
+    cache.clear()
+    assert blocks_tried() == {0, 1, 2, 3, 4, 5, 6, 7}
+
+
+def test_a_default_in_quarantine_gives_way(
+    cache: TuningCache, kernel: FakeKernel, register: Callable[[Kernel], Kernel]
+) -> None:
+    register(FakeKernel("other", priority=500))
+
+    def samples(item: Candidate) -> list[float]:
+        if item.kernel is kernel and item.config == Config(block=0):
+            raise CrashedError("SIGSEGV")
+        return steady(1.0)
+
+    for _ in range(2):
+        (result,) = tune([PROBLEM], force=True, make_bench=FakeBench(samples))
+        assert result.entry is not None
+        assert (result.entry.default_kernel, result.entry.is_default) == ("fake.other", True)
+
+
+def test_the_entry_tells_how_it_was_found(cache: TuningCache, kernel: FakeKernel) -> None:
+    (result,) = tune([PROBLEM], strategy="random", make_bench=bench())
+    assert result.entry is not None
+    assert (result.entry.strategy, result.entry.pruned) == ("random", 0)
+    decision = result.entry.decision
+    assert (decision["kernel"], decision["config"], decision["won"]) == ("fake.forward", {"block": 3}, True)
+    assert decision["difference"] == pytest.approx(0.5)
+    assert decision["needed"] == pytest.approx(effort.WIN_MARGIN)
+    with pytest.raises(ArgumentError, match="strategy: got 'guess', expected one of halving, random, exhaustive"):
+        tune([PROBLEM], strategy="guess", make_bench=bench())
+
+
+def test_another_driver_is_measured_again_and_recorded(
+    cache: TuningCache, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version, status in (("570", "tuned"), ("570", "warm"), ("580", "tuned"), ("580", "warm")):
+        monkeypatch.setattr(environment, "driver", lambda vendor: version)  # noqa: B023
+        (result,) = tune([PROBLEM], make_bench=bench())
+        assert (result.status, result.entry and result.entry.driver) == (status, version)
+
+
+def test_the_conditions_of_the_timings_are_recorded(cache: TuningCache, kernel: FakeKernel) -> None:
+    observant = bench()
+    observant.conditions = Conditions(sm_mhz_lowest=1700, sm_mhz_highest=1980)  # type: ignore[attr-defined]
+    (result,) = tune([PROBLEM], make_bench=observant)
+    assert result.entry is not None
+    assert result.entry.clocks == {"sm_mhz_lowest": 1700, "sm_mhz_highest": 1980}
+    (plain,) = tune([OTHER], make_bench=bench())
+    assert plain.entry is not None
+    assert plain.entry.clocks == {}
+
+
+def test_a_budget_spent_half_way_ends_in_finals(
+    cache: TuningCache, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def samples(item: Candidate) -> list[float]:
+        nonlocal now
+        now += 1.0
+        return steady(0.5 if item in [timed for timed, _ in made.timed[1:2]] else 1.0)
+
+    monkeypatch.setattr("faops.autotune.pace.monotonic", lambda: now)
+    made = FakeBench(samples)
+    events: list[Event] = []
+    first, second = tune([PROBLEM, OTHER], time_budget=3.0, make_bench=made, on_event=events.append)
+    assert (first.status, second.status) == ("tuned", "skipped")
+    assert first.entry is not None
+    assert first.entry.config == made.timed[1][0].config
+    assert first.measurements == 3 + effort.HURRIED_FINALISTS * effort.FINAL_ROUNDS
+    assert len(made.checked) == effort.HURRIED_FINALISTS
+    remaining = [event.remaining for event in events if event.kind == "measured"]
+    assert all(left is not None and left <= 3.0 for left in remaining)
 
 
 def test_a_spent_budget_skips_the_rest(cache: TuningCache, kernel: FakeKernel) -> None:
@@ -227,6 +359,7 @@ def test_an_estimate_measures_nothing(cache: TuningCache, kernel: FakeKernel) ->
     rows = estimate([PROBLEM, OTHER, longer])
     assert [row["status"] for row in rows] == ["warm", "to tune", "to tune"]
     assert [row["configs"] for row in rows] == [0, 8, 8]
+    assert [(row["legal"], row["pruned"]) for row in rows] == [(0, 0), (8, 0), (8, 0)]
     assert rows[0]["seconds"] == 0
     assert 0 < rows[1]["seconds"] < rows[2]["seconds"]
     assert estimate([PROBLEM], force=True)[0]["configs"] == 8
@@ -254,7 +387,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda problem: problem.op,
 )  # fmt: skip
 def test_the_real_thing(cache: TuningCache, hasty: None, cpu: DeviceProfile, problem: AttentionProblem) -> None:
-    (result,) = tune([problem], torch.device("cpu"))
+    (result,) = tune([problem], torch.device("cpu"), isolate=False)
     assert result.status == "tuned", result.message
     entry = result.entry
     assert entry is not None

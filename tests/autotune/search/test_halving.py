@@ -9,15 +9,15 @@ import pytest
 from faops.autotune import effort
 from faops.autotune.effort import FINAL, QUICK
 from faops.autotune.measurement.clocks import summarize
-from faops.autotune.search.candidates import Candidate, Space, space
-from faops.autotune.search.halving import beats, planned, search
-from faops.device import known
+from faops.autotune.search.candidates import Candidate, Space
+from faops.autotune.search.finals import beats
+from faops.autotune.search.strategies import STRATEGIES, planned, search
+from faops.autotune.search.trial import Drop
 from faops.errors import TuningError
 from faops.registry import Config
 
-from ..support import PROBLEM, FakeBench, FakeKernel, steady
+from ..support import FakeBench, FakeKernel, steady
 
-H200 = known("h200")
 KERNEL = FakeKernel()
 
 
@@ -26,7 +26,7 @@ def candidate(block: int, kernel: FakeKernel = KERNEL) -> Candidate:
 
 
 def blocks(count: int) -> Space:
-    return Space((candidate(0),), tuple(candidate(block) for block in range(1, count)))
+    return Space((candidate(0),), (), tuple(candidate(block) for block in range(1, count)))
 
 
 def seconds_by_block(seconds: dict[int, float], others: float = 1.0) -> FakeBench:
@@ -44,7 +44,7 @@ def test_the_fastest_wins_whatever_the_default(count: int, default: float) -> No
     assert outcome.default.p50 == pytest.approx(default)
     assert outcome.winner.p50 == pytest.approx(0.5 if fastest else default)
     assert len(outcome.timings) == count
-    assert outcome.measurements == len(bench.timed) == sum(times for times, _ in planned(count))
+    assert outcome.measurements == len(bench.timed) == sum(times for times, _ in planned(STRATEGIES[0], blocks(count)))
 
 
 def test_search_finds_the_best_under_noise() -> None:
@@ -98,7 +98,7 @@ def test_a_config_that_raises_is_dropped_and_recorded() -> None:
 
     outcome = search(blocks(6), FakeBench(samples))
     assert outcome.winner.config == Config(block=2)
-    assert outcome.dropped == [(candidate(3), "RuntimeError: too many registers")]
+    assert outcome.drops == [Drop(candidate(3), "failed", "RuntimeError: too many registers")]
     assert Config(block=3) not in [timing.config for timing in outcome.timings]
 
 
@@ -112,7 +112,7 @@ def test_a_config_that_fails_in_the_finals_only() -> None:
 
     outcome = search(blocks(4), Late(lambda item: []))
     assert outcome.winner.config == Config(block=2)
-    assert outcome.dropped == [(candidate(1), "RuntimeError: overheated")]
+    assert outcome.drops == [Drop(candidate(1), "failed", "RuntimeError: overheated")]
 
 
 def test_a_wrong_result_never_wins() -> None:
@@ -120,7 +120,7 @@ def test_a_wrong_result_never_wins() -> None:
     bench.wrong = lambda item: item == candidate(1)
     outcome = search(blocks(12), bench)
     assert outcome.winner.config == Config(block=2)
-    assert outcome.dropped == [(candidate(1), "TuningError: wrong result")]
+    assert outcome.drops == [Drop(candidate(1), "wrong", "TuningError: wrong result")]
     finalists = {item for item, budget in bench.timed if budget is FINAL}
     assert finalists <= set(bench.checked)
     assert candidate(1) not in finalists
@@ -128,7 +128,7 @@ def test_a_wrong_result_never_wins() -> None:
 
 def test_a_wrong_default_gives_way_to_another_kernels() -> None:
     other = FakeKernel("other")
-    candidates = Space((candidate(0), candidate(0, other)), (candidate(1),))
+    candidates = Space((candidate(0), candidate(0, other)), (), (candidate(1),))
     bench = FakeBench(lambda item: steady(1.0), wrong=lambda item: item == candidate(0))
     outcome = search(candidates, bench)
     assert (outcome.winner.kernel, outcome.default.kernel) == ("fake.other", "fake.other")
@@ -161,28 +161,3 @@ def test_an_interrupt_is_not_swallowed() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         search(blocks(3), FakeBench(samples))
-
-
-def test_the_space_of_a_few_configs_is_all_of_them() -> None:
-    fake, other = FakeKernel(blocks=5), FakeKernel("other", blocks=4)
-    found = space(PROBLEM, H200, [fake, other])
-    assert found.defaults == (candidate(0, fake), candidate(0, other))
-    assert len(found) == len(set(found.all)) == 9
-
-
-def test_a_large_space_is_sampled_evenly_with_all_defaults_and_known_winners() -> None:
-    big, small = FakeKernel(blocks=1000), FakeKernel("small", blocks=9)
-    near = candidate(777, big)
-    found = space(PROBLEM, H200, [big, small], [near])
-    assert len(found) == len(set(found.all)) == effort.MAX_CONFIGS
-    assert found.defaults == (candidate(0, big), candidate(0, small))
-    assert found.others[0] == near
-    assert sum(item.kernel is small for item in found.all) == 9
-    assert space(PROBLEM, H200, [big, small], [near]) == found
-    legal = set(big.configs(PROBLEM, H200))
-    assert all(item.config in legal for item in found.all)
-
-
-def test_a_known_winner_that_is_a_default_is_not_timed_twice() -> None:
-    found = space(PROBLEM, H200, [KERNEL], [candidate(0)])
-    assert len(found) == len(set(found.all)) == KERNEL.blocks
