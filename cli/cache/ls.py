@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..output import json_option, print_json, print_line, print_table, ratio
-from .words import counted, kernels, obstacle, readable_size, software, waiting_words
+from .words import counted, kernels, obstacle, readable_size, recheck, software, waiting_words
 
 if TYPE_CHECKING:
     from faops.autotune.entry import Entry
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 @json_option
 def command(as_json: bool) -> None:
     """List all entries: key, winner, speed-up over the default, date, and whether calls on that device use
-    it: not when it was measured with other versions of torch or the compilers, or of the kernel. The last lines
-    tell how many problems wait for `faops tune --from-misses`, and how many compiled kernels there are.
+    it: not when it was measured with other versions of torch or the compilers, or of the kernel. "re-check" is used
+    too, but was measured with another driver: `faops tune` measures it again. The last lines tell how many problems
+    wait for `faops tune --from-misses`, and how many compiled kernels there are.
 
     \b
     Examples:
@@ -46,6 +47,9 @@ def command(as_json: bool) -> None:
         print_line(f"{counted(len(entries), 'entry', 'entries')} in {cache.root}")
     else:
         print_line(f"no entries in {cache.root}; `faops tune` makes them")
+    if doubtful := [entry for entry in entries if not obstacle(entry) and recheck(entry)]:
+        counts = counted(len(doubtful), "entry was", "entries were")
+        print_line(f"{counts} {recheck(doubtful[0])}; `faops tune` measures again")
     for device, number in waiting.items():
         print_line(f"{waiting_words(number)} on {device}")
     if count:
@@ -53,10 +57,12 @@ def command(as_json: bool) -> None:
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    return entry.key, entry.kernel, str(entry.config), ratio(entry.speedup), entry.date, obstacle(entry) or "yes"
+    used = obstacle(entry) or ("re-check" if recheck(entry) else "yes")
+    return entry.key, entry.kernel, str(entry.config), ratio(entry.speedup), entry.date, used
 
 
 def _brief(entry: Entry) -> dict[str, Any]:
     names = ("key", "device", "environment", "kernel", "default_kernel", "speedup", "measurements", "date")
     values = {name: getattr(entry, name) for name in names}
-    return {**values, "config": dict(entry.config), "path": str(entry.path), "used": not obstacle(entry)}
+    state = {"used": not obstacle(entry), "obstacle": obstacle(entry), "recheck": recheck(entry)}
+    return {**values, "config": dict(entry.config), "path": str(entry.path), **state}

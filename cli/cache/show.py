@@ -10,14 +10,15 @@ from ..output import json_option, print_json, print_line, print_pairs, print_tab
 from .words import obstacle, software
 
 if TYPE_CHECKING:
-    from faops.autotune.entry import Entry
+    from faops.autotune.entry import Entry, Timing
 
 
 @click.command("show", short_help="Print everything about one entry.")
 @click.argument("key")
 @json_option
 def command(key: str, as_json: bool) -> None:
-    """Print everything about the entry with KEY, or with a key that KEY is a part of.
+    """Print everything about the entry with KEY, or with a key that KEY is a part of: why its winner won, all timings,
+    and what was left out.
 
     \b
     Examples:
@@ -25,9 +26,12 @@ def command(key: str, as_json: bool) -> None:
       faops cache show q1024
       faops cache show q1024 --json
     """
+    from faops.autotune.verdict import why
+
     entries = matching(key)
     if as_json:
-        print_json("cache show", entries=[{**entry.as_dict(), "path": str(entry.path)} for entry in entries])
+        rows = [{**entry.as_dict(), "path": str(entry.path), "why": why(entry)} for entry in entries]
+        print_json("cache show", entries=rows)
         return
     for index, entry in enumerate(entries):
         if index:
@@ -56,6 +60,8 @@ def matching(key: str) -> list[Entry]:
 
 
 def _show(entry: Entry) -> None:
+    from faops.autotune.verdict import why
+
     print_pairs(
         [
             ("key", entry.key),
@@ -71,6 +77,9 @@ def _show(entry: Entry) -> None:
         ]
     )
     print_line()
+    for sentence in why(entry):
+        print_line(f"- {sentence}")
+    print_line()
     print_timings(entry)
     for dropped in entry.dropped:
         print_line("dropped  " + ", ".join(f"{name}: {value}" for name, value in dropped.items()))
@@ -80,10 +89,11 @@ def print_timings(entry: Entry) -> None:
     """Table of everything that was measured for an entry, the fastest first."""
     if reason := obstacle(entry):
         print_line(f"not used now: {reason}")
-    print_table(
-        ("kernel", "config", "p20", "p50", "p80", "samples", "noisy"),
-        [
-            (t.kernel, t.config, seconds(t.p20), seconds(t.p50), seconds(t.p80), t.n, "noisy" if t.noisy else "")
-            for t in sorted(entry.timings, key=lambda timing: timing.p50)
-        ],
-    )
+    columns = ("kernel", "config", "p20", "p50", "p80", "samples", "predicted", "noisy")
+    print_table(columns, [_timing_row(timing) for timing in sorted(entry.timings, key=lambda timing: timing.p50)])
+
+
+def _timing_row(timing: Timing) -> tuple[object, ...]:
+    times = (seconds(value) for value in (timing.p20, timing.p50, timing.p80))
+    noisy = "noisy" if timing.noisy else ""
+    return timing.kernel, timing.config, *times, timing.n, seconds(timing.predicted), noisy

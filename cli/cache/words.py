@@ -43,3 +43,10 @@ def obstacle(entry: Entry) -> str:
     if entry.environment != environment.versions():
         return "other software"
     return "" if serving(entry, registry.kernels()) else "kernel changed"
+
+
+def recheck(entry: Entry) -> str:
+    """Why an entry that is used should be measured again on this machine; "" if it need not."""
+    from faops.autotune.cache import needs_recheck
+
+    return needs_recheck(entry, entry.device)

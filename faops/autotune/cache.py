@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from faops import settings
 from faops.autotune import environment
-from faops.autotune.effort import NEAREST_DISTANCE
 from faops.autotune.entry import Entry, ForeignEntryError, NewerEntryError, file_name
-from faops.autotune.files import TEMPORARY_SUFFIX, write_whole
+from faops.autotune.files import TEMPORARY_SUFFIX, read_whole, remove, write_whole
+from faops.autotune.index import Index
+from faops.autotune.validation import complaint, plain, suits
 from faops.device import DeviceProfile
 from faops.errors import CacheError, FaopsError, FaopsWarning
 from faops.problem import AttentionProblem
@@ -30,7 +30,10 @@ from faops.registry import Config, Kernel
 LAYOUT = "v1"  # of the directories
 SETTLED_SECONDS = 1.0  # a directory written this recently may be written again under the same time stamp
 INDEX_LIMIT = 64  # directories kept in memory
+ATTEMPTS = 3  # at writing into a directory that somebody else removes
+MANIFEST = "manifest.json"
 MISSING = (FileNotFoundError, NotADirectoryError)  # there is nothing to read, and nothing to warn of
+UNREADABLE = (OSError, ValueError, RecursionError)  # there is something, and it is no entry
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,30 @@ def lookup(
     if root is None:
         return None
     index = _index(_entries_directory(root, device.identity))
-    exact = index.by_key.get(problem.key())
-    if exact is not None and (kernel := serving(exact, accepted)):
-        return Winner(kernel, _config(exact, kernel, problem, device), "tuned", _tuned_words(exact))
+    exact = index.exact(problem.key())
+    if exact is not None and (found := _usable(exact, accepted, problem, device)):
+        return Winner(*found, "tuned", _tuned_words(exact))
     for entry in index.nearest(problem):
-        if kernel := serving(entry, accepted):
+        if found := _usable(entry, accepted, problem, device):
             words = f"nearest tuned shape is {entry.attention_problem()}, {_tuned_words(entry)}"
-            return Winner(kernel, _config(entry, kernel, problem, device), "nearest", words)
+            return Winner(*found, "nearest", words)
     return None
 
 
-def _config(entry: Entry, kernel: Kernel, problem: AttentionProblem, device: DeviceProfile) -> Config:
-    """The winning config; where the default won, the default for this very problem, which may depend on its sizes."""
-    return kernel.default_config(problem, device) if entry.is_default else entry.config
+def _usable(
+    entry: Entry, accepted: list[Kernel], problem: AttentionProblem, device: DeviceProfile
+) -> tuple[Kernel, Config] | None:
+    """What ``entry`` says to run for ``problem``, if its kernel can.
+
+    Where the default won, it is the default for this very problem, which may depend on its sizes.
+    """
+    kernel = serving(entry, accepted)
+    if kernel is None:
+        return None
+    default = kernel.default_config(problem, device)
+    if entry.is_default:
+        return kernel, default
+    return (kernel, entry.config) if suits(entry.config, kernel, default, problem, device) else None
 
 
 def stamp() -> object:
@@ -87,6 +101,19 @@ def serving(entry: Entry, kernels: Iterable[Kernel]) -> Kernel | None:
         if kernel.id == entry.kernel:
             return kernel if _source_hash(kernel) == entry.source_hash else None
     return None
+
+
+def needs_recheck(entry: Entry, device: DeviceProfile | str) -> str:
+    """Why ``entry``, which is served, should be measured again on this machine; "" if it need not.
+
+    The driver is no part of the environment, since a new one seldom changes which config wins. ``device`` is the one
+    that the entry is for, a profile or its identity; where either driver is unknown there is nothing to say.
+    """
+    vendor = device.vendor if isinstance(device, DeviceProfile) else device.partition("_")[0]
+    measured, present = entry.driver, environment.driver(vendor)
+    if measured and present and measured != present:
+        return f"measured with driver {measured}, this is {present}"
+    return ""
 
 
 def _tuned_words(entry: Entry) -> str:
@@ -134,76 +161,22 @@ def _directory_stamp(directory: Path) -> object:
 # ---------------------------------------------------------------------------------------------- index in memory
 
 
-@dataclass
-class _Index:
-    """The entries of one directory, by key and by everything but the sizes."""
-
-    stamp: object = None
-    files: dict[str, tuple[object, Entry | None]] = field(default_factory=dict)  # name -> (signature, entry)
-    by_key: dict[str, Entry] = field(default_factory=dict)
-    families: dict[str, list[tuple[AttentionProblem, Entry]]] = field(default_factory=dict)
-
-    def refresh(self, directory: Path) -> None:
-        """Read the files that are new or changed."""
-        files: dict[str, tuple[object, Entry | None]] = {}
-        for item in _scan(directory):
-            try:
-                status = item.stat()
-            except OSError:
-                continue
-            signature = (status.st_mtime_ns, status.st_size, status.st_ino)
-            known = self.files.get(item.name)
-            if known is not None and known[0] == signature:
-                files[item.name] = known
-            else:
-                files[item.name] = (signature, _read(Path(item.path)))
-        self.files = files
-        entries = [entry for _, entry in files.values() if entry is not None]
-        self.by_key = {entry.key: entry for entry in entries}
-        self.families = {}
-        for entry in entries:
-            bucket = entry.attention_problem().bucket()
-            self.families.setdefault(_family(bucket), []).append((bucket, entry))
-
-    def nearest(self, problem: AttentionProblem) -> list[Entry]:
-        """Entries equal to ``problem`` in all but batch and lengths, and not too far from it; the nearest first."""
-        if not self.families:
-            return []
-        bucket = problem.bucket()
-        near = [
-            (distance, entry.key, entry)
-            for other, entry in self.families.get(_family(bucket), [])
-            if (distance := _distance(bucket, other)) <= NEAREST_DISTANCE
-        ]
-        return [entry for _, _, entry in sorted(near, key=lambda item: item[:2])]
+_indices: dict[Path, Index] = {}
 
 
-_indices: dict[Path, _Index] = {}
-
-
-def _index(directory: Path) -> _Index:
+def _index(directory: Path) -> Index:
     """The index of ``directory``, brought up to date when the directory has changed."""
     current = _directory_stamp(directory)
     index = _indices.get(directory)
     if index is None:
         if len(_indices) >= INDEX_LIMIT:
             _indices.clear()
-        index = _Index()
+        index = Index(directory, _names, _read)
     if index.stamp != current:
-        index.refresh(directory)
+        index.refresh()
         index.stamp = current
     _indices[directory] = index
     return index
-
-
-def _family(bucket: AttentionProblem) -> str:
-    return replace(bucket, batch=1, seqlen_q=1, seqlen_k=1).key()
-
-
-def _distance(one: AttentionProblem, other: AttentionProblem) -> float:
-    """Sum of |log2| of the ratios of batch, query length and key length."""
-    pairs = ((one.batch, other.batch), (one.seqlen_q, other.seqlen_q), (one.seqlen_k, other.seqlen_k))
-    return sum(abs(math.log2(max(a, 1) / max(b, 1))) for a, b in pairs)
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -218,37 +191,44 @@ def _warn_once(path: Path, reason: str) -> None:
         warnings.warn(f"tuning cache: {path} is not used: {reason}", FaopsWarning, stacklevel=4)
 
 
-def _scan(directory: Path) -> Iterator[os.DirEntry[str]]:
-    """The entry files of a directory; none where it is missing, and a warning where it cannot be read."""
+def _names(directory: Path) -> list[str]:
+    """Names of the entry files of a directory; none where it is missing, and a warning where it cannot be read."""
     try:
-        with os.scandir(directory) as items:
-            yield from [item for item in items if item.name.endswith(".json")]
+        return [name for name in os.listdir(directory) if name.endswith(".json")]
     except MISSING:
-        return
+        return []
     except OSError as error:
         _warn_once(directory, str(error.strerror or error))
+        return []
 
 
 def _read(path: Path) -> Entry | None:
     """The entry in a file; None, with a warning once a file, where there is none to be had."""
     try:
-        entry = _parse(path)
+        return load(path)
     except MISSING:
         return None
-    except OSError as error:
-        _warn_once(path, str(error.strerror or error))
-    except ForeignEntryError as error:
-        _warn_once(path, str(error))
-    except (ValueError, RecursionError):
-        _warn_once(path, "it is not whole; tuning this problem again replaces it")
-    else:
-        return entry
+    except UNREADABLE as error:
+        _warn_once(path, reason_of(error))
     return None
 
 
-def _parse(path: Path) -> Entry:
-    """Read an entry and see that it is the one this file should hold. Raises OSError and ValueError."""
-    entry = Entry.from_json(path.read_text(encoding="utf-8"))
+def reason_of(error: Exception) -> str:
+    """Why an entry cannot be read, from what :func:`load` or :func:`parse` raised."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, ForeignEntryError):
+        return str(error)
+    return "it is not whole; tuning this problem again replaces it"
+
+
+def load(path: Path) -> Entry:
+    """The entry in a file of the cache, if it is the one that this file should hold.
+
+    Raises OSError where the file cannot be read, ForeignEntryError or NewerEntryError where it holds something else,
+    and any other ValueError or RecursionError where it is not whole.
+    """
+    entry = parse(read_whole(path))
     if path.name != file_name(entry.key):
         raise ForeignEntryError(f"it holds the entry of another problem, {entry.key}")
     _, software, device = (parent.name for parent in path.parents[:3])
@@ -259,16 +239,32 @@ def _parse(path: Path) -> Entry:
     return entry.at(path)
 
 
-def _refuse_to_replace(path: Path) -> None:
-    """Raise CacheError if ``path`` holds something that a new entry must not overwrite."""
+def parse(text: str) -> Entry:
+    """The entry in its JSON form, with values that make sense. Raises as :func:`load` does."""
     try:
-        _parse(path)
-    except NewerEntryError as error:
-        raise CacheError(f"{path} is left alone: {error}") from None
+        entry = Entry.from_json(text)
+        wrong = complaint(entry)
     except ForeignEntryError as error:
-        raise CacheError(f"{path} is left alone: {error}; `faops cache clear` removes it") from None
-    except (OSError, ValueError, RecursionError):
-        return
+        raise type(error)(plain(str(error))) from None
+    if wrong:
+        raise ForeignEntryError(f"it is no valid tuning entry ({wrong})")
+    return entry
+
+
+def present(path: Path) -> Entry | None:
+    """The entry in a file that is about to be replaced; None where there is none, or half of one.
+
+    Raises CacheError where there is something that must not be overwritten.
+    """
+    try:
+        return load(path)
+    except MISSING:
+        return None
+    except (ForeignEntryError, OSError) as error:
+        hint = "" if isinstance(error, NewerEntryError) else "; `faops cache clear` removes it"
+        raise CacheError(f"{path} is left alone: {reason_of(error)}{hint}") from None
+    except UNREADABLE:
+        return None
 
 
 class TuningCache:
@@ -295,47 +291,72 @@ class TuningCache:
         return _read(self.path(device, problem))
 
     def store(self, device: DeviceProfile, entry: Entry) -> Entry:
-        """Write ``entry``, replacing an older one; the same entry with its path.
+        """Write ``entry``, measured on ``device``, replacing an older one; the same entry with its path.
 
-        Raises CacheError when the directory cannot be written, and when the file in the way is from a newer faops
-        or from something else.
+        Raises CacheError when the directory cannot be written, when the file in the way is from a newer faops or from
+        something else, and for an entry that could not be read again.
         """
-        directory = self.directory(device)
-        path = directory / "entries" / file_name(entry.key)
-        _refuse_to_replace(path)
+        return self.put(entry, device.as_dict())
+
+    def place(self, entry: Entry) -> Path:
+        """The file that ``entry`` belongs in."""
+        directory = _directory_of(self.root, entry.device, environment.name_of(entry.environment))
+        return directory / "entries" / file_name(entry.key)
+
+    def put(self, entry: Entry, device: Mapping[str, Any] | None, valid: Callable[[], bool] = lambda: True) -> Entry:
+        """Write ``entry`` where it belongs, as :meth:`store` does; ``device`` is its profile as a dict, if known.
+
+        ``valid`` is asked when nothing is left but the rename; if it says no, nothing is written and the entry comes
+        back without a path.
+        """
+        if wrong := complaint(entry):
+            raise CacheError(f"the entry of {plain(str(entry.key))} cannot be stored: {wrong}")
+        path = self.place(entry)
+        present(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._write_manifest(directory, device)
-            write_whole(path, entry.to_json())
+            written = _persistently(lambda: self._write(path, entry, device, valid))
         except OSError as error:
             raise CacheError(
-                f"the tuning cache {directory} cannot be written: {error.strerror or error}; "
+                f"the tuning cache {path.parents[1]} cannot be written: {error.strerror or error}; "
                 "FAOPS_CACHE_DIR names another directory"
             ) from None
         _warned.discard(path)
-        return entry.at(path)
+        return entry.at(path) if written else entry
+
+    def _write(self, path: Path, entry: Entry, device: Mapping[str, Any] | None, valid: Callable[[], bool]) -> bool:
+        """Write an entry, and once a directory in clear what its two names stand for."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        manifest = path.parents[1] / MANIFEST
+        if device is not None and not manifest.exists():
+            content = {"device": dict(device), "environment": entry.environment}
+            write_whole(manifest, json.dumps(content, indent=1) + "\n")
+        return write_whole(path, entry.to_json(), valid)
 
     def entries(self, device: DeviceProfile | str | None = None) -> list[Entry]:
         """All entries (of ``device``, a profile or an identity), in every environment, sorted by path."""
-        found = [_read(path) for path in self._files(device)]
+        found = [_read(path) for path in self.files(device)]
         return [entry for entry in found if entry is not None]
 
     def clear(self, device: DeviceProfile | str | None = None, key: str | None = None) -> int:
         """Remove entries (of ``device``; of the problem with that ``key``), readable or not, in every environment.
 
-        Returns how many were removed. Raises CacheError where one cannot be.
+        Returns how many were removed. Raises CacheError where one cannot be, once all the others are.
         """
-        removed = 0
         name = None if key is None else file_name(key)
-        for path in self._files(device):
-            if name is None or path.name == name:
-                removed += remove(path)
-        if key is None:
-            for leftover in self._files(device, TEMPORARY_SUFFIX):
-                remove(leftover)
+        leftovers = [] if key else self.files(device, TEMPORARY_SUFFIX)
+        removed, failures = 0, []
+        for path in [*self.files(device), *leftovers]:
+            if name in (None, path.name):
+                try:
+                    removed += remove(path) and path.suffix == ".json"
+                except CacheError as error:
+                    failures.append(error)
+        if failures:
+            raise failures[0]
         return removed
 
-    def _files(self, device: DeviceProfile | str | None, suffix: str = ".json") -> list[Path]:
+    def files(self, device: DeviceProfile | str | None = None, suffix: str = ".json") -> list[Path]:
+        """The files of entries, readable or not, sorted."""
         identity = device.identity if isinstance(device, DeviceProfile) else device
         try:
             found = list(self.base.glob("*/*/entries/*" + suffix))
@@ -344,20 +365,12 @@ class TuningCache:
             return []
         return sorted(path for path in found if identity in (None, path.parents[2].name))
 
-    def _write_manifest(self, directory: Path, device: DeviceProfile) -> None:
-        """Say in clear what the directory's two names stand for; written once."""
-        manifest = directory / "manifest.json"
-        if not manifest.exists():
-            content = {"device": device.as_dict(), "environment": environment.versions()}
-            write_whole(manifest, json.dumps(content, indent=1) + "\n")
 
-
-def remove(path: Path) -> bool:
-    """Remove a file of the cache; whether it was there. Raises CacheError where it cannot be."""
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise CacheError(f"{path} cannot be removed: {error.strerror or error}") from None
-    return True
+def _persistently(write: Callable[[], bool]) -> bool:
+    """Write again if the directory vanished on the way, which is what another process that prunes may do."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return write()
+        except FileNotFoundError:
+            continue
+    return write()

