@@ -9,12 +9,13 @@ import time
 
 import torch
 
-from faops.doctor import cxx, probes
+from faops.architectures import MIB
+from faops.doctor import cxx, nvidia, probes
 from faops.doctor.check import Check, Result, fail, ok, skipped, warn
 
 GROUP = "cuda"
-LIBRARY = "libcuda.so.1"
-CUPY = ("cupy-cuda12x", "cupy-cuda13x")
+CUPY = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x")
+LEAST_CUPY = 14  # major version; from here on CuPy finds the NVRTC that pip installs
 COMPILERS = ("g++", "clang++")
 BUDGET_SECONDS = 15.0  # a slow machine leaves out what is not compiled by then
 
@@ -24,7 +25,10 @@ def checks() -> list[Check]:
         Check("cuda.cupy", GROUP, "CuPy, whose NVRTC compiles the raw CUDA kernels, is installed once", check_cupy),
         Check("cuda.nvrtc", GROUP, "NVRTC can be loaded", check_nvrtc),
         Check("cuda.driver", GROUP, "the NVIDIA driver takes what NVRTC compiles", check_driver),
-        Check("cuda.compile", GROUP, "a kernel compiles for every architecture", check_compile),
+        Check(
+            "cuda.compile", GROUP, "a kernel compiles for every architecture", check_compile, limit=120.0, ahead=True
+        ),
+        Check("cuda.cache", GROUP, "compiled kernels can be kept on disk", check_cache),
         Check("cuda.emulator", GROUP, "a C++ compiler for the emulator of the raw CUDA kernels", check_emulator),
     ]
 
@@ -37,6 +41,9 @@ def check_cupy() -> Result:
         text = f"{' and '.join(found)} are installed; they overwrite each other's files"
         return warn(text, fix=f"pip uninstall --yes {' '.join(found)} && {_install()}")
     for name, version in found.items():
+        if name == "cupy-cuda11x" or int(version.partition(".")[0]) < LEAST_CUPY:
+            text = f"{name} {version} does not find the NVRTC that pip installs: CuPy {LEAST_CUPY} or newer does"
+            return warn(text, fix=f"pip uninstall --yes {name} && {_install()}")
         return ok(f"{name} {version}")
     if not nvrtc.installed():
         return ok("CuPy is installed, though not from a wheel for CUDA 12 or 13")
@@ -97,7 +104,7 @@ def check_compile() -> Result:
             target = nvrtc.target_of(arch)
             compiled = nvrtc.compile(sample_source(target), target)
         except FaopsError as error:
-            return fail(f"no kernel can be compiled for {arch}", *str(error).splitlines(), fix=_install("--upgrade "))
+            return fail(f"no kernel can be compiled for {arch}", *str(error).splitlines(), fix=_mend(str(error)))
         registers = f", {compiled.registers} registers a thread" if compiled.registers is not None else ""
         shown = arch if target.name == arch else f"{arch} (as {target})"
         details.append(f"{shown}: {compiled.seconds:.2f} s{registers}")
@@ -110,13 +117,36 @@ def check_compile() -> Result:
     return ok(summary, *details)
 
 
+def _mend(error: str) -> str:
+    """NVRTC opens the file of its built-in functions only to compile, so that one that is missing shows here."""
+    return _install("--upgrade --force-reinstall " if "builtins" in error else "--upgrade ")
+
+
+def check_cache() -> Result:
+    """Looks at the directory, or at the nearest one above it that is there; writes nothing."""
+    from faops.backends.cuda_raw import cubin_cache, nvrtc
+
+    if nvrtc.installed():
+        return skipped("CuPy is not installed")
+    limit = cubin_cache.limit_bytes()
+    if limit == 0:
+        text = "FAOPS_CUBIN_CACHE_MB is 0: every process compiles its kernels again, a third of a second each"
+        return warn(text, fix="unset FAOPS_CUBIN_CACHE_MB")
+    directory = cubin_cache.directory()
+    if not probes.can_be_written(directory):
+        return warn(f"{directory} cannot be written: every process compiles its kernels again",
+                    fix="export FAOPS_CACHE_DIR=/a/directory/you/can/write")  # fmt: skip
+    kept, size = cubin_cache.usage()
+    return ok(f"{kept} compiled kernels, {size / MIB:.1f} of {limit // MIB} MiB, in {directory}")
+
+
 def check_emulator() -> Result:
     use = "faops runs without it; only FAOPS_EMULATE needs it"
     return cxx.look("the emulator", use, COMPILERS, named_fix="unset CXX")
 
 
 def _card() -> bool:
-    return probes.program("nvidia-smi") is not None or probes.library(LIBRARY)
+    return nvidia.driver_present()
 
 
 def _own_archs() -> list[str]:

@@ -1,47 +1,135 @@
-"""Group driver: the NVIDIA driver, whether PyTorch reaches it, and the optional compilers of GPU kernels."""
+"""Group driver: NVIDIA cards, their driver, and whether PyTorch reaches them.
+
+nvidia-smi is asked once, and the checks that need its answer share it.
+"""
 
 from __future__ import annotations
 
+import functools
+import os
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from faops.doctor import probes
+from faops.doctor import nvidia, probes
 from faops.doctor.check import Check, Result, fail, ok, skipped, warn
 
 GROUP = "driver"
-LIBRARY = "libcuda.so.1"
-OPTIONAL = ("triton", "cupy-cuda12x", "cupy-cuda13x")
+NVIDIA_VENDOR = "0x10de"
+GRAPHICS = ("0x0300", "0x0302")  # PCI classes: VGA controller, 3D controller
+DEVICE_FILES = ("nvidiactl", "nvidia-uvm", "nvidia0")
+NOTHING = ("", "-1", "none", "void", "nodevfiles")  # values of CUDA_VISIBLE_DEVICES that leave no card
+FULL_PART, FULL_MIB = 0.05, 1024  # a card with less free memory than both is full
+NO_DRIVER = "no NVIDIA driver"
+INSTALL = "sudo apt-get install nvidia-driver-580"  # the first that takes code of CUDA 13
+GIVE = "docker run --gpus all"
+
+Ask = Callable[[], nvidia.Report]
 
 
 def checks() -> list[Check]:
+    ask = functools.cache(nvidia.ask)
     return [
-        Check("driver.nvidia", GROUP, "the NVIDIA driver works, where there is one", check_nvidia),
+        Check("driver.card", GROUP, "an NVIDIA card in this machine has its driver", check_card),
+        Check("driver.nvidia", GROUP, "the NVIDIA driver answers, where there is one", partial(check_nvidia, ask)),
+        Check("driver.files", GROUP, "the device files of the NVIDIA driver can be opened", check_files),
+        Check("driver.version", GROUP, "the NVIDIA driver is new enough for PyTorch's CUDA", check_version),
+        Check("driver.visible", GROUP, "no NVIDIA GPU is hidden from programs", partial(check_visible, ask)),
         Check("driver.cuda", GROUP, "PyTorch reaches the NVIDIA GPUs, where there are any", check_cuda),
-        Check("driver.packages", GROUP, "which optional GPU packages are installed", check_packages),
+        Check("driver.mode", GROUP, "compute mode and MIG let programs use the GPUs", partial(check_mode, ask)),
+        Check("driver.memory", GROUP, "the GPUs have memory free", partial(check_memory, ask)),
+        Check("driver.health", GROUP, "no GPU is slowed down or has memory errors", partial(check_health, ask)),
     ]
 
 
-def check_nvidia() -> Result:
-    smi = probes.program("nvidia-smi")
-    if smi is None:
-        if probes.library(LIBRARY):
-            return ok(f"{LIBRARY} is there (nvidia-smi is not)")
+def check_card() -> Result:
+    cards = probes.pci_cards(NVIDIA_VENDOR, GRAPHICS)
+    if not cards:
+        return skipped("no NVIDIA card on the PCI bus")
+    text = f"{_count(len(cards), 'NVIDIA card')} on the PCI bus"
+    if nvidia.driver_present() or torch.cuda.is_available():
+        return ok(text, *cards)
+    if probes.in_container():
+        return warn(f"{text}, but this container has no driver for it", *cards, fix=GIVE)
+    return warn(f"{text}, but no driver for it", *cards, fix=INSTALL)
+
+
+def check_nvidia(ask: Ask) -> Result:
+    report = ask()
+    if not report.present:
+        if probes.library(nvidia.LIBRARY):
+            return ok(f"{nvidia.LIBRARY} is there (nvidia-smi is not)")
         return skipped("no NVIDIA GPU: the torch backend serves the CPU")
-    runs, said = probes.output_of([smi, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"])
-    if not runs:
-        text = "nvidia-smi cannot talk to the driver"
-        return fail(text, *said.splitlines()[:3], fix="sudo modprobe nvidia && nvidia-smi")
-    cards = said.splitlines()
-    return ok(f"{len(cards)} NVIDIA {'GPU' if len(cards) == 1 else 'GPUs'}", *cards)
+    if report.reason:
+        restart = "mismatch" in report.reason  # "Driver/library version mismatch": an update without a restart
+        mend = "sudo reboot" if restart else "sudo modprobe nvidia && nvidia-smi"
+        return fail("nvidia-smi cannot talk to the driver", *report.reason.splitlines()[:3], fix=mend)
+    return ok(f"driver {report.driver}, {_count(len(report.cards), 'NVIDIA GPU')}", *map(str, report.cards))
+
+
+def check_files() -> Result:
+    """A container may have the driver's library without its device files, or no right to them."""
+    if not probes.library(nvidia.LIBRARY):
+        return skipped(NO_DRIVER)
+    if torch.cuda.is_available():
+        return ok("PyTorch has opened them")
+    directory = probes.ROOT / "dev"
+    if (directory / "dxg").exists():
+        return ok("/dev/dxg is there: Windows Subsystem for Linux")
+    paths = [directory / name for name in DEVICE_FILES]
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        mend = GIVE if probes.in_container() else "sudo nvidia-modprobe -u -c=0"
+        return fail(f"missing in /dev: {', '.join(missing)}", fix=mend)
+    closed = [path.name for path in paths if not os.access(path, os.R_OK | os.W_OK)]
+    if closed:
+        mend = "sudo usermod -aG $(stat -c %G /dev/nvidia0) $USER && newgrp"
+        return fail(f"no right to use in /dev: {', '.join(closed)}", fix=mend)
+    return ok(f"in /dev: {', '.join(DEVICE_FILES)}")
+
+
+def check_version() -> Result:
+    from faops.backends.cuda_raw import targets
+
+    driver = targets.driver_cuda_version()
+    if driver is None:
+        return skipped(NO_DRIVER)
+    if torch.version.cuda is None:
+        return skipped("PyTorch is built without CUDA")
+    needed = int(torch.version.cuda.partition(".")[0])
+    text = f"driver for CUDA {driver[0]}.{driver[1]}, PyTorch built for CUDA {torch.version.cuda}"
+    if needed > driver[0] and not torch.cuda.is_available():
+        advice = f"a PyTorch that is built for CUDA {driver[0]} would do as well"
+        first = targets.FIRST_DRIVERS.get(needed, max(targets.FIRST_DRIVERS.values()))
+        return fail(f"the driver is too old: {text}", advice, fix=f"sudo apt-get install nvidia-driver-{first}")
+    return ok(text)
+
+
+def check_visible(ask: Ask) -> Result:
+    """CUDA ignores the first entry that names no card, and all that follow."""
+    if not nvidia.driver_present():
+        return skipped(NO_DRIVER)
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if value is None:
+        return ok("CUDA_VISIBLE_DEVICES is not set")
+    mend = "unset CUDA_VISIBLE_DEVICES"
+    if value.strip().lower() in NOTHING:
+        return warn(f"CUDA_VISIBLE_DEVICES={value} hides every GPU", fix=mend)
+    count = len(ask().cards)
+    wrong = [part for part in value.split(",") if part.strip().lstrip("-").isdecimal() and not 0 <= int(part) < count]
+    if count and wrong:
+        text = f"CUDA_VISIBLE_DEVICES={value} names GPU {wrong[0]}, but there are {count}, counted from 0"
+        return warn(text, "this entry and all after it are ignored", fix=mend)
+    return ok(f"CUDA_VISIBLE_DEVICES={value}")
 
 
 def check_cuda() -> Result:
-    driver = probes.program("nvidia-smi") is not None or probes.library(LIBRARY)
     if torch.version.hip:
         return ok(f"PyTorch is built for ROCm {torch.version.hip}")
-    if not driver:
-        return skipped("no NVIDIA driver")
+    if not nvidia.driver_present():
+        return skipped(NO_DRIVER)
     if torch.version.cuda is None:
         reinstall = "pip uninstall --yes torch && pip install torch"
         return warn(f"there is an NVIDIA driver, but PyTorch {torch.__version__} is built without CUDA", fix=reinstall)
@@ -50,8 +138,8 @@ def check_cuda() -> Result:
         available = torch.cuda.is_available()
     if not available:
         said = [str(warning.message) for warning in caught]
-        text = f"PyTorch (CUDA {torch.version.cuda}) finds no GPU"
-        return fail(text, *said, fix="nvidia-smi; echo $CUDA_VISIBLE_DEVICES")
+        mend = "unset CUDA_VISIBLE_DEVICES" if "CUDA_VISIBLE_DEVICES" in os.environ else "faops doctor driver -v"
+        return fail(f"PyTorch (CUDA {torch.version.cuda}) finds no GPU", *said, fix=mend)
     return _check_architectures()
 
 
@@ -85,7 +173,58 @@ def _serves(built: list[str], major: int, minor: int) -> bool:
     return False
 
 
-def check_packages() -> Result:
-    """Only tells: no kernel is missing because of an absent package that no registered backend asks for."""
-    found = {name: probes.installed(name) for name in OPTIONAL}
-    return ok(", ".join(f"{name} {version}" if version else f"{name} not installed" for name, version in found.items()))
+def check_mode(ask: Ask) -> Result:
+    report = ask()
+    if not report.cards:
+        return skipped(NO_DRIVER if not report.present else "nvidia-smi names no GPU")
+    details = tuple(
+        f"{card}: compute mode {card.compute_mode}, MIG {card.mig}, persistence {card.persistence}"
+        for card in report.cards
+    )
+    for card in report.cards:
+        if card.mig == "Enabled" and not card.slices:
+            text = f"GPU {card.index} is in MIG mode, but no slice of it was made"
+            return fail(text, *details, fix=f"sudo nvidia-smi -i {card.index} -mig 0")
+        if card.compute_mode == "Prohibited":
+            return fail(f"GPU {card.index} takes no programs", *details, fix=_default_mode(card))
+        if card.compute_mode.startswith("Exclusive"):
+            text = f"GPU {card.index} takes one process at a time, while `faops tune` measures in a process of its own"
+            return warn(text, *details, fix=_default_mode(card))
+    return ok(f"{_count(len(report.cards), 'GPU')} can be used by any program", *details)
+
+
+def _default_mode(card: nvidia.Card) -> str:
+    return f"sudo nvidia-smi -i {card.index} -c DEFAULT"
+
+
+def check_memory(ask: Ask) -> Result:
+    told = [card for card in ask().cards if card.total_mib]
+    if not told:
+        return skipped(NO_DRIVER if not ask().present else "nvidia-smi tells no memory")
+    details = tuple(f"{card}: {card.free_mib} MiB free" for card in told)
+    full = [card for card in told if card.free_mib < min(FULL_MIB, FULL_PART * card.total_mib)]
+    if full:
+        text = f"GPU {full[0].index} is full: {full[0].free_mib} of {full[0].total_mib} MiB free"
+        users = "nvidia-smi --query-compute-apps=pid,used_memory --format=csv"
+        return warn(text, *details, "the command below lists who uses it", fix=users)
+    return ok(", ".join(f"GPU {card.index} {card.free_mib:,} MiB free" for card in told), *details)
+
+
+def check_health(ask: Ask) -> Result:
+    report = ask()
+    if not report.cards:
+        return skipped(NO_DRIVER if not report.present else "nvidia-smi names no GPU")
+    for card in report.cards:
+        if card.memory_errors:
+            text = f"GPU {card.index} had {card.memory_errors} memory errors that could not be corrected"
+            return fail(text, "its results cannot be trusted", fix=f"sudo nvidia-smi --gpu-reset -i {card.index}")
+    slowed = [card for card in report.cards if card.slowdowns]
+    if slowed:
+        details = (f"GPU {card.index}: {', '.join(card.slowdowns)}" for card in slowed)
+        text = f"GPU {slowed[0].index} is slowed down: timings taken now do not hold later"
+        return warn(text, *details, fix=f"nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER -i {slowed[0].index}")
+    return ok("no slow-down, no memory errors")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

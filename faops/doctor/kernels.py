@@ -8,11 +8,12 @@ import torch
 
 from faops import registry
 from faops.device import detect
-from faops.doctor import trial
+from faops.doctor import accelerators, trial
 from faops.doctor.check import Check, Result, fail, ok, skipped
 from faops.registry import Kernel, Rejected
 
 GROUP = "kernels"
+LIMIT_SECONDS = 300.0  # the first call of a kernel compiles it, for the emulator with g++
 REINSTALL = "pip install --upgrade --force-reinstall faops"
 
 
@@ -25,7 +26,8 @@ def checks() -> list[Check]:
         return found
     for kernel in kernels:
         purpose = f"{kernel.id} agrees with the float64 reference on a small problem"
-        found.append(Check(f"kernels.{kernel.id}", GROUP, purpose, functools.partial(check_kernel, kernel)))
+        run = functools.partial(check_kernel, kernel)
+        found.append(Check(f"kernels.{kernel.id}", GROUP, purpose, run, limit=LIMIT_SECONDS))
     return found
 
 
@@ -81,10 +83,4 @@ def check_kernel(kernel: Kernel) -> Result:
 
 def _devices() -> list[torch.device]:
     """The devices that kernels are tried on: the CPU and the first of each kind of accelerator."""
-    found = [torch.device("cpu")]
-    if torch.cuda.is_available():
-        found.append(torch.device("cuda"))
-    npu = getattr(torch, "npu", None)
-    if npu is not None and npu.is_available():
-        found.append(torch.device("npu"))
-    return found
+    return list({device.type: torch.device(device.type) for device in accelerators.present()}.values())

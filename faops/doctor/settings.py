@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
 
 from faops import registry, settings
 from faops.doctor.check import Check, Result, fail, ok, warn
@@ -29,11 +33,36 @@ def check_values() -> Result:
             settings.resolve(name)
         except SettingsError as error:
             variable = settings.SETTINGS[name].variable
-            fix = f"unset {variable}" if variable in os.environ else f"edit '{path}' (faops config shows the settings)"
-            return fail(str(error), fix=fix)
+            if variable in os.environ:
+                return fail(str(error), fix=f"unset {variable}")
+            return fail(str(error), *_wrong_lines(path), fix=f"edit '{path}' (faops config shows the settings)")
     if path.is_file():
         return ok(f"{path} is read")
     return ok(f"no {path}, so the defaults and the environment count")
+
+
+def _wrong_lines(path: Path) -> Iterator[str]:
+    """The lines of faops.yaml that name no setting, or give one a value that it cannot have."""
+    for number, name, value in _lines(path):
+        setting = settings.SETTINGS.get(name)
+        if setting is None:
+            close = difflib.get_close_matches(name, settings.SETTINGS, 1)
+            yield f"line {number}: {name}" + (f": did you mean {close[0]}?" if close else "")
+            continue
+        try:
+            setting.parse(value)
+        except ValueError as error:
+            yield f"line {number}: {name}: {value}: {error}"
+
+
+def _lines(path: Path) -> list[tuple[int, str, str]]:
+    """Line, counted from 1, name and value of every setting in the file; [] where it is no list of settings."""
+    try:
+        node = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return [(key.start_mark.line + 1, str(key.value), str(value.value)) for key, value in pairs]
 
 
 def check_variables() -> Result:

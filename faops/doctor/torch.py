@@ -1,4 +1,4 @@
-"""Group torch: PyTorch is new enough, computes, uses the cores it may, and can compile."""
+"""Group torch: PyTorch is new enough, computes, uses the cores it may, works with NumPy, and can compile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import torch
 
 from faops.device import detect
-from faops.doctor import cxx
+from faops.doctor import cxx, probes
 from faops.doctor.check import Check, Result, fail, ok, warn
 
 GROUP = "torch"
@@ -20,6 +20,7 @@ def checks() -> list[Check]:
     return [
         Check("torch.version", GROUP, "PyTorch is a version that faops supports", check_version),
         Check("torch.compute", GROUP, "PyTorch multiplies matrices correctly in every dtype", check_compute),
+        Check("torch.numpy", GROUP, "PyTorch exchanges arrays with the installed NumPy", check_numpy),
         Check("torch.threads", GROUP, "PyTorch uses no more threads than there are cores", check_threads),
         Check("torch.compile", GROUP, "torch.compile finds what it needs for the CPU", check_compile),
     ]
@@ -46,6 +47,19 @@ def check_compute() -> Result:
     return ok(f"matrix products are right in float64, float32, bfloat16 and float16 ({capability})")
 
 
+def check_numpy() -> Result:
+    """A PyTorch that was built for another major version of NumPy refuses every conversion."""
+    version = probes.installed("numpy")
+    if version is None:
+        return warn("NumPy is not installed", fix="pip install numpy")
+    try:
+        torch.from_numpy(torch.arange(3).numpy())
+    except RuntimeError as error:
+        return fail(f"PyTorch {torch.__version__} cannot use NumPy {version}: {error}",
+                    fix="pip install --upgrade torch numpy")  # fmt: skip
+    return ok(f"NumPy {version}")
+
+
 def check_threads() -> Result:
     threads, cores = torch.get_num_threads(), detect("cpu").units
     variable = os.environ.get("OMP_NUM_THREADS")
@@ -59,7 +73,7 @@ def check_threads() -> Result:
 def check_compile() -> Result:
     """A C++ compiler and Python's headers; compiling something would take half a minute."""
     use = "faops runs without it; only torch.compile on the CPU needs it"
-    found = cxx.look("torch.compile", use, COMPILERS)
+    found = cxx.look("torch.compile", use, COMPILERS, named_fix="unset CXX")
     if found.status != "ok":
         return found
     if header := cxx.missing_header():

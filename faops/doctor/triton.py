@@ -5,7 +5,9 @@ The backend is imported inside the checks, so that a defect in it is a finding a
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -29,8 +31,9 @@ def checks() -> list[Check]:
         Check("triton.version", GROUP, "Triton is installed and new enough", check_version),
         Check("triton.interpreter", GROUP, "kernels are compiled, not interpreted", check_interpreter),
         Check("triton.compiler", GROUP, "a C compiler and Python's headers for Triton's launcher", check_compiler),
+        Check("triton.assembler", GROUP, "the assembler ptxas that Triton calls runs", check_assembler),
         Check("triton.cache", GROUP, "Triton's cache of compiled kernels can be written", check_cache),
-        Check("triton.compile", GROUP, "a kernel compiles", check_compile),
+        Check("triton.compile", GROUP, "a kernel compiles", check_compile, limit=1.2 * COMPILE_SECONDS, ahead=True),
     ]
 
 
@@ -45,6 +48,10 @@ def check_version() -> Result:
     found, least = (".".join(map(str, numbers)) for numbers in (version, versions.LEAST))
     if version < versions.LEAST:
         return warn(f"Triton {found} is too old: {least} or newer is needed", fix=UPGRADE)
+    paired = probes.required("torch", "triton")
+    if paired is not None and paired != probes.installed("triton"):
+        text = f"Triton {found} is not the one that PyTorch {torch.__version__} is made for, which is {paired}"
+        return warn(text, "torch.compile may fail on GPUs", fix=f"pip install triton=={paired}")
     return ok(f"Triton {found}")
 
 
@@ -67,16 +74,40 @@ def check_compiler() -> Result:
     return found
 
 
+def check_assembler() -> Result:
+    """Triton's own, unless TRITON_PTXAS_PATH names another. It may be there and not run: wrong rights, or noexec."""
+    from faops.backends.triton import versions
+
+    if versions.installed() is None:
+        return skipped("Triton is not installed")
+    named = os.environ.get("TRITON_PTXAS_PATH")
+    path = Path(named) if named else _own_assembler()
+    if path is None:
+        return skipped("this Triton has no ptxas of its own")
+    mend = "unset TRITON_PTXAS_PATH" if named else "pip install --force-reinstall triton"
+    runs, said = probes.output_of([str(path), "--version"])
+    if not runs:
+        return warn(f"{path} does not run: {said or 'it says nothing'}", fix=mend)
+    release = re.search(r"release [\d.]+", said)
+    return ok(f"ptxas {release.group() if release else 'of unknown release'}" + (f" from {named}" if named else ""))
+
+
+def _own_assembler() -> Path | None:
+    spec = importlib.util.find_spec("triton")
+    places = spec.submodule_search_locations if spec else None
+    path = Path(next(iter(places), "")) / "backends/nvidia/bin/ptxas" if places else Path()
+    return path if path.is_file() else None
+
+
 def check_cache() -> Result:
     """Looks at the directory, or at the nearest one above it that is there; writes nothing."""
     if reason := _useless():
         return skipped(reason)
     home = Path(os.environ.get("TRITON_HOME", "~")).expanduser()
     directory = Path(os.environ.get("TRITON_CACHE_DIR", home / ".triton" / "cache"))
-    there = next((path for path in (directory, *directory.parents) if path.exists()), directory)
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if not probes.can_be_written(directory):
         return fail(f"{directory} cannot be written", fix="export TRITON_CACHE_DIR=/a/directory/you/can/write")
-    return ok(f"{directory} can be written" if there == directory else f"{directory} can be created")
+    return ok(f"{directory} can be written" if directory.exists() else f"{directory} can be created")
 
 
 def check_compile() -> Result:

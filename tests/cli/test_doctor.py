@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from pathlib import Path
 
+import click
 import pytest
+from faops_cli.main import command_line
 
 from faops import doctor
 from faops.doctor.check import Check, Result, fail, ok, skipped, warn
@@ -54,7 +58,7 @@ def test_layout(faops: Faops, having) -> None:  # type: ignore[no-untyped-def]
         "  x   two.broken: not at all",
         "      fix: mend it more",
         "  ?   two.crashing: the check itself failed: RuntimeError: the check is wrong",
-        "      fix: report this with the output of: faops doctor two.crashing --json --redact",
+        "      fix: report this with the output of: faops doctor two.crashing --report",
         "",
         "1 failed, 1 crashed, 1 warning, 1 ok, 1 skipped",
     ]
@@ -136,3 +140,60 @@ def test_real_process_finds_this_machine_in_order() -> None:
     tried = [row for row in found["findings"] if row["group"] == "kernels" and row["status"] == "ok"]
     assert len(tried) > 3
     assert not os.path.exists(os.environ["FAOPS_CACHE_DIR"])
+
+
+def test_report(faops: Faops, having, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """Redacted unless it is asked not to be; the exit code is the usual one."""
+    monkeypatch.setenv("HOME", "/home/mallory")
+    monkeypatch.setenv("USERPROFILE", "/home/mallory")
+    having(Check("a.b", "a", "tells", lambda: fail("in /home/mallory/x", fix="rm it")))
+    result = faops("doctor", "--report")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("<details>\n<summary>faops ")
+    assert "x  a.b: in ~/x" in result.stdout
+    assert "mallory" not in result.stdout
+    assert "in /home/mallory/x" in faops("doctor", "--report", "--no-redact").stdout
+    refused(faops("doctor", "--report", "--json"), "--report", "--json", code=2)
+
+
+def test_what_is_skipped_for_one_reason_takes_one_line(faops: Faops, having) -> None:  # type: ignore[no-untyped-def]
+    same = [Check(f"one.absent{number}", "one", "", lambda: skipped("nothing here")) for number in (1, 2)]
+    other = Check("one.elsewhere", "one", "", lambda: skipped("nothing there"))
+    having(same[0], FINE, other, same[1], Check("one.fine2", "one", "", FINE.run))
+    assert faops("doctor").stdout.splitlines()[3:-2] == [
+        "  -   one.absent1, one.absent2: nothing here",
+        "  ok  one.fine: all is well",
+        "  -   one.elsewhere: nothing there",
+        "  ok  one.fine2: all is well",
+    ]
+    assert "  -   one.absent2: nothing here" in faops("doctor", "-v").stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [
+        ("OSError('libcublas.so.12: cannot open shared object file')", "fix: pip install --upgrade --force-reinstall"),
+        ("ImportError('libhccl.so: cannot open', name='torch')", "fix: pip install --upgrade --force-reinstall torch"),
+    ],
+)
+def test_a_torch_that_cannot_be_imported_is_told_with_what_mends_it(tmp_path: Path, error: str, mend: str) -> None:
+    (tmp_path / "torch.py").write_text(f"raise {error}\n")
+    done = python("-m", "faops_cli", "doctor", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "PyTorch cannot be imported" in done.stderr and mend in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_commands_of_faops_in_fixes_exist() -> None:
+    """Read from the source, as most fixes show only on a machine that is broken in their way."""
+    source = "".join(path.read_text() for path in Path(doctor.__file__).parent.glob("*.py"))
+    found = set(re.findall(r"faops ((?:cache )?[a-z]+(?: --[a-z-]+)+)", source))
+    assert len(found) >= 4
+    for line in found:
+        words = line.split()
+        command: click.Command | None = command_line
+        while not words[0].startswith("--"):
+            assert isinstance(command, click.Group)
+            command = command.get_command(click.Context(command_line), words.pop(0))
+        assert command is not None, line
+        assert set(words) <= {option for parameter in command.params for option in parameter.opts}, line

@@ -10,7 +10,7 @@ import pytest
 
 from faops.autotune.cache import TuningCache
 from faops.autotune.entry import file_name
-from faops.doctor import cache, settings
+from faops.doctor import cache, results, settings
 from faops.doctor.check import Check, perform
 
 
@@ -63,7 +63,7 @@ def test_full_disk(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_entries() -> None:
-    assert cache.check_entries().status == "ok"
+    assert results.check_entries().status == "ok"
 
 
 def test_unreadable_entries_are_counted_and_named(directory: Path) -> None:
@@ -71,12 +71,12 @@ def test_unreadable_entries_are_counted_and_named(directory: Path) -> None:
     place.mkdir(parents=True)
     broken = place / file_name("key")
     broken.write_text('{"schema": 1, "key"')
-    (finding,) = perform([Check("cache.entries", "cache", "", cache.check_entries)])
+    (finding,) = perform([Check("cache.entries", "cache", "", results.check_entries)])
     result = finding.result
     assert result.status == "warn"
     assert "1 of 1" in result.summary
     assert str(broken) in result.details
-    assert result.fix == f"rm '{broken}'"
+    assert result.fix == f"rm -r '{broken}'"
     assert any("is not used" in detail for detail in result.details)
 
 
@@ -142,3 +142,20 @@ def test_forced_backend(monkeypatch: pytest.MonkeyPatch, name: str, status: str)
     result = settings.check_backend()
     assert result.status == status
     assert result.fix == ("" if status == "ok" else "unset FAOPS_BACKEND")
+
+
+@pytest.mark.parametrize(
+    ("written", "lines"),
+    [
+        ("# mine\ntuning: 1\nbackemd: torch\n", ("line 3: backemd: did you mean backend?",)),
+        ("backend: torch\ntuning: maybe\ncheck_values: no\nrecord_misses: so\n",
+         ("line 2: tuning: maybe: expected 0 or 1", "line 4: record_misses: so: expected 0 or 1")),
+        ("xyz: 1\n", ("line 1: xyz",)),
+        ("- a\n", ()),
+    ],
+)  # fmt: skip
+def test_wrong_lines_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, lines: object) -> None:
+    path = tmp_path / "broken.yaml"
+    monkeypatch.setenv("FAOPS_CONFIG", str(path))
+    path.write_text(written)
+    assert settings.check_values().details == lines

@@ -216,4 +216,4 @@ def test_emulator_compiler(machine, monkeypatch: pytest.MonkeyPatch) -> None:  #
 def test_checks_are_all_of_the_group() -> None:
     found = cuda.checks()
     assert {check.group for check in found} == {"cuda"}
-    assert len({check.id for check in found}) == len(found) == 5
+    assert len({check.id for check in found}) == len(found) == 6

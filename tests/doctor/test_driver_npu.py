@@ -1,162 +1,206 @@
-"""Groups driver and npu, on made-up machines."""
+"""Groups driver and npu, on made-up machines, beyond what :mod:`tests.doctor.breakages` breaks; and the probes."""
 
 from __future__ import annotations
 
 import sys
+import time
 import warnings
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
 
-from faops.doctor import driver, npu, probes
-
-CARDS = "NVIDIA H200, 570.1, 143771 MiB\nNVIDIA H200, 570.1, 143771 MiB"
+from faops.doctor import driver, npu, nvidia, probes
+from faops.doctor.check import Result
+from tests.doctor.machine import NPU_SMI, Machine, card_xml, smi_xml
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """A machine with the given programs, libraries, distributions and PyTorch build."""
-
-    def make(
-        programs: tuple[str, ...] = (),
-        libraries: tuple[str, ...] = (),
-        packages: dict[str, str] | None = None,
-        output: tuple[bool, str] = (True, CARDS),
-        cuda: str | None = None,
-        hip: str | None = None,
-        available: bool = False,
-    ) -> None:
-        monkeypatch.setattr(probes, "program", lambda name: f"/usr/bin/{name}" if name in programs else None)
-        monkeypatch.setattr(probes, "library", lambda name: name in libraries)
-        monkeypatch.setattr(probes, "installed", lambda name: (packages or {}).get(name))
-        monkeypatch.setattr(probes, "output_of", lambda command: output)
-        monkeypatch.setattr(torch.version, "cuda", cuda)
-        monkeypatch.setattr(torch.version, "hip", hip)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-
-    return make
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
 
 
-def test_no_gpu_is_skipped(machine) -> None:  # type: ignore[no-untyped-def]
-    machine()
-    assert driver.check_nvidia().status == "skipped"
-    assert driver.check_nvidia().summary == "no NVIDIA GPU: the torch backend serves the CPU"
-    assert driver.check_cuda().status == "skipped"
+def results_of(module: object) -> dict[str, Result]:
+    """Results of all checks of a group, by the last part of their names."""
+    return {check.id.partition(".")[2]: check.run() for check in module.checks()}  # type: ignore[attr-defined]
 
 
-def test_driver_lists_cards(machine) -> None:  # type: ignore[no-untyped-def]
-    machine(programs=("nvidia-smi",))
-    result = driver.check_nvidia()
-    assert (result.status, result.summary) == ("ok", "2 NVIDIA GPUs")
-    assert result.details == tuple(CARDS.split("\n"))
+def test_without_any_accelerator_all_is_skipped(machine: Machine) -> None:
+    found = {**results_of(driver), **results_of(npu)}
+    assert {result.status for result in found.values()} == {"skipped"}
+    assert found["nvidia"].summary == "no NVIDIA GPU: the torch backend serves the CPU"
 
 
-def test_driver_without_its_tool(machine) -> None:  # type: ignore[no-untyped-def]
-    machine(libraries=(driver.LIBRARY,))
-    assert driver.check_nvidia().status == "ok"
+def test_a_machine_with_two_cards(machine: Machine) -> None:
+    machine.nvidia(card_xml(), card_xml(product_name="NVIDIA L4", total="23034 MiB", free="22601 MiB"))
+    found = results_of(driver)
+    assert {result.status for result in found.values()} == {"ok"}
+    assert found["nvidia"].summary == "driver 580.65.06, 2 NVIDIA GPUs"
+    assert found["nvidia"].details == ("0 NVIDIA H200, 143771 MiB", "1 NVIDIA L4, 23034 MiB")
+    assert found["memory"].summary == "GPU 0 143,000 MiB free, GPU 1 22,601 MiB free"
+    assert found["cuda"].details == ("cuda:0 NVIDIA H200 (sm_90)",)
 
 
-def test_driver_that_does_not_answer(machine) -> None:  # type: ignore[no-untyped-def]
-    machine(programs=("nvidia-smi",), output=(False, "couldn't communicate with the NVIDIA driver"))
-    result = driver.check_nvidia()
-    assert result.status == "fail"
-    assert "couldn't communicate" in result.details[0]
-    assert "modprobe" in result.fix
+def test_nvidia_smi_is_asked_once(machine: Machine) -> None:
+    machine.nvidia()
+    calls = machine.root / "calls"
+    script = machine.bin / "nvidia-smi"
+    script.write_text(script.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\necho called >> '{calls}'\n"))
+    results_of(driver)
+    assert calls.read_text() == "called\n"
+    results_of(driver)
+    assert calls.read_text() == "called\n" * 2
 
 
-def test_torch_without_cuda_beside_a_driver(machine) -> None:  # type: ignore[no-untyped-def]
-    machine(programs=("nvidia-smi",), cuda=None)
+def test_driver_without_its_tool(machine: Machine) -> None:
+    machine.nvidia()
+    (machine.bin / "nvidia-smi").unlink()
+    found = results_of(driver)
+    assert found["nvidia"].summary == "libcuda.so.1 is there (nvidia-smi is not)"
+    assert {found[name].status for name in ("mode", "memory", "health")} == {"skipped"}
+
+
+@pytest.mark.parametrize("answer", ["", "not XML", "<nvidia_smi_log>"])
+def test_an_answer_that_cannot_be_read(machine: Machine, answer: str) -> None:
+    machine.nvidia()
+    machine.program("nvidia-smi", answer)
+    result = driver.check_nvidia(nvidia.ask)
+    assert (result.status, result.fix) == ("fail", "sudo modprobe nvidia && nvidia-smi")
+    assert result.details
+
+
+def test_after_an_update_of_the_driver_the_machine_wants_a_restart(machine: Machine) -> None:
+    machine.nvidia()
+    machine.program("nvidia-smi", "Failed to initialize NVML: Driver/library version mismatch", code=18)
+    assert driver.check_nvidia(nvidia.ask).fix == "sudo reboot"
+
+
+def test_fields_that_a_driver_does_not_tell(machine: Machine) -> None:
+    """A card in MIG mode tells no memory, and a small card neither errors nor MIG."""
+    machine.nvidia()
+    machine.program("nvidia-smi", smi_xml("<gpu><product_name>Jetson</product_name></gpu>"))
+    found = results_of(driver)
+    assert found["memory"].summary == "nvidia-smi tells no memory"
+    assert (found["health"].status, found["mode"].status) == ("ok", "ok")
+
+
+def test_what_mends_a_container(machine: Machine) -> None:
+    machine.pci("0x10de", "0x030200")
+    assert driver.check_card().fix.startswith("sudo apt-get install nvidia-driver-")
+    machine.file(".dockerenv")
+    assert driver.check_card().fix == "docker run --gpus all"
+
+
+def test_cards_that_are_not_for_this_system(machine: Machine) -> None:
+    machine.pci("0x10de", "0x040300", "0000:01:00.1")  # the sound device of a card
+    machine.pci("0x8086", "0x030000", "0000:00:02.0")  # another vendor's card
+    machine.pci("0x10de", "0x030000", "0000:02:00.0")  # handed to a virtual machine
+    (machine.root / "sys/bus/pci/drivers/vfio-pci").mkdir(parents=True)
+    (machine.root / "sys/bus/pci/devices/0000:02:00.0/driver").symlink_to(machine.root / "sys/bus/pci/drivers/vfio-pci")
+    assert driver.check_card().status == "skipped"
+
+
+def test_windows_subsystem_for_linux_has_other_device_files(machine: Machine) -> None:
+    machine.libraries.add(nvidia.LIBRARY)
+    assert driver.check_files().status == "fail"
+    machine.file("dev/dxg")
+    assert driver.check_files().status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("value", "status"),
+    [("0", "ok"), ("0,1", "ok"), ("1,2", "warn"), ("GPU-8f3c", "ok"), ("", "warn"), ("NoDevFiles", "warn")],
+)
+def test_visible_cards(machine: Machine, value: str, status: str) -> None:
+    machine.nvidia(card_xml(), card_xml())
+    machine.patch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert driver.check_visible(nvidia.ask).status == status
+
+
+def test_a_newer_minor_version_of_cuda_is_fine(machine: Machine) -> None:
+    machine.nvidia(cuda=(12, 2), built="12.8")
+    assert driver.check_version().status == "ok"
+
+
+def test_torch_without_cuda_beside_a_driver(machine: Machine) -> None:
+    machine.nvidia(built=None)
     result = driver.check_cuda()
     assert result.status == "warn"
     assert "built without CUDA" in result.summary
     assert "pip install torch" in result.fix
 
 
-def test_torch_that_finds_no_gpu_tells_why(machine, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    machine(programs=("nvidia-smi",), cuda="12.8")
+def test_torch_that_finds_no_gpu_tells_why(machine: Machine) -> None:
+    machine.nvidia()
 
     def unavailable() -> bool:
         warnings.warn("The NVIDIA driver on your system is too old", UserWarning, stacklevel=1)
         return False
 
-    monkeypatch.setattr(torch.cuda, "is_available", unavailable)
+    machine.patch.setattr(torch.cuda, "is_available", unavailable)
     result = driver.check_cuda()
     assert result.status == "fail"
     assert result.details == ("The NVIDIA driver on your system is too old",)
+    machine.patch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert driver.check_cuda().fix == "unset CUDA_VISIBLE_DEVICES"
 
 
-def test_rocm(machine) -> None:  # type: ignore[no-untyped-def]
-    machine(hip="6.4")
+def test_rocm(machine: Machine) -> None:
+    machine.patch.setattr(torch.version, "hip", "6.4")
     assert driver.check_cuda().summary == "PyTorch is built for ROCm 6.4"
 
 
 @pytest.mark.parametrize(
     ("built", "status"),
     [
-        (["sm_80", "sm_90"], "ok"),
-        (["sm_80"], "fail"),
-        (["sm_70", "compute_80"], "ok"),
-        (["sm_100a"], "fail"),
-        ([], "fail"),
+        (("sm_80", "sm_90"), "ok"),
+        (("sm_80",), "fail"),
+        (("sm_70", "compute_80"), "ok"),
+        (("sm_100a",), "fail"),
+        ((), "fail"),
     ],
 )
-def test_architectures(machine, monkeypatch: pytest.MonkeyPatch, built: list[str], status: str) -> None:  # type: ignore[no-untyped-def]
-    machine(programs=("nvidia-smi",), cuda="12.8", available=True)
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
+def test_architectures(machine: Machine, built: tuple[str, ...], status: str) -> None:
+    machine.nvidia()
+    machine.torch_gpu(archs=built)
     result = driver.check_cuda()
     assert result.status == status
-    if status == "ok":
-        assert result.details == ("cuda:0 NVIDIA H200 (sm_90)",)
-    else:
+    if status == "fail":
         assert "no code for cuda:0 NVIDIA H200 (sm_90)" in result.summary
 
 
-def test_packages_only_informs(machine) -> None:  # type: ignore[no-untyped-def]
-    machine(packages={"triton": "3.5.0"})
-    result = driver.check_packages()
-    assert result.status == "ok"
-    assert result.summary.startswith("triton 3.5.0, cupy-cuda12x not installed")
+def test_an_ascend_machine(machine: Machine) -> None:
+    machine.ascend()
+    found = results_of(npu)
+    assert {result.status for result in found.values()} == {"ok"}
+    assert found["health"].details == ("0 910B3: OK", "1 910B3: OK")
+    assert found["cann"].summary.startswith("CANN 8.5.0 at ")
+    assert found["devices"].details == ("npu:0 Ascend910B3", "npu:1 Ascend910B3")
 
 
-def test_no_npu_is_skipped(machine) -> None:  # type: ignore[no-untyped-def]
-    machine()
-    assert npu.check_devices().status == "skipped"
+def test_fixes_for_ascend(machine: Machine) -> None:
+    machine.program("npu-smi", NPU_SMI)
+    machine.patch.setattr(torch, "__version__", "2.7.1+cpu")
+    assert npu.check_package().fix == "pip install torch-npu==2.7.1"
+    machine.package("torch-npu", "2.7.1.post2")
+    assert npu.check_package().status == "ok"
+    assert npu.check_cann().fix == "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
+    there = machine.file("usr/local/Ascend/cann/set_env.sh")
+    assert npu.check_cann().fix == f"source {there}"
 
 
-def test_npu_without_its_package(machine, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    machine(programs=("npu-smi",))
-    monkeypatch.setattr(torch, "__version__", "2.7.1+cpu")
-    result = npu.check_devices()
-    assert (result.status, result.fix) == ("warn", "pip install torch-npu==2.7.1")
-
-
-def test_npu_package_that_cannot_be_imported(machine, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    machine(packages={"torch-npu": "2.7.1"})
-    monkeypatch.setitem(sys.modules, "torch_npu", None)
+def test_npu_package_that_cannot_be_imported(machine: Machine) -> None:
+    machine.ascend()
+    machine.patch.setitem(sys.modules, "torch_npu", None)
     result = npu.check_devices()
     assert result.status == "fail"
     assert "set_env.sh" in result.fix
 
 
-@pytest.mark.parametrize(("available", "status"), [(True, "ok"), (False, "fail")])
-def test_npu_devices(machine, monkeypatch: pytest.MonkeyPatch, available: bool, status: str) -> None:  # type: ignore[no-untyped-def]
-    machine(packages={"torch-npu": "2.7.1"})
-    monkeypatch.setitem(sys.modules, "torch_npu", SimpleNamespace())
-    device = SimpleNamespace(
-        is_available=lambda: available, device_count=lambda: 2, get_device_name=lambda index: "Ascend910B3"
-    )
-    monkeypatch.setattr(torch, "npu", device, raising=False)
-    result = npu.check_devices()
-    assert result.status == status
-    if available:
-        assert result.details == ("npu:0 Ascend910B3", "npu:1 Ascend910B3")
+# --- probes -----------------------------------------------------------------------------------------------------------
 
 
-def test_probes_never_raise() -> None:
+def test_probes_never_raise(tmp_path: Path) -> None:
     assert probes.program("no-such-program-anywhere") is None
     assert probes.output_of(["no-such-program-anywhere"])[0] is False
     assert probes.output_of([sys.executable, "-c", "print('hello')"]) == (True, "hello")
@@ -164,10 +208,48 @@ def test_probes_never_raise() -> None:
     assert probes.library("libnosuchlibrary.so.99") is False
     assert probes.installed("no-such-distribution") is None
     assert probes.installed("torch") is not None
+    assert probes.required("no-such-distribution", "torch") is None
+    assert probes.can_be_written(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    program = tmp_path / "program"
+    program.touch(0o777)
+    assert not probes.can_be_written(program / "below")
 
 
 def test_probe_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "TIMEOUT_SECONDS", 0.2)
+    start = time.perf_counter()
     ended, said = probes.output_of([sys.executable, "-c", "import time; time.sleep(30)"])
     assert not ended
-    assert "timed out" in said
+    assert "timed out: no answer within 0.2 s" in said
+    assert time.perf_counter() - start < 10
+
+
+def test_a_program_that_waits_for_input_gets_none() -> None:
+    assert probes.output_of([sys.executable, "-c", "print(repr(input.__name__), open(0).read() == '')"])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("triton==3.5.0; platform_system == 'Linux'", "3.5.0"),
+        ("triton (==3.5.0)", "3.5.0"),
+        ("triton>=3.0", None),
+        ("pytorch-triton==3.5.0", None),
+        ("triton==3.5.0+git1; python_version > '3'", "3.5.0+git1"),
+    ],
+)
+def test_exact_requirements(machine: Machine, text: str, version: str | None) -> None:
+    machine.package("some-package", "1.0", "numpy", text)
+    assert probes.required("some-package", "triton") == version
+
+
+def test_file_system_of_a_directory(machine: Machine, tmp_path: Path) -> None:
+    lines = ("/dev/sda1 / ext4 rw 0 0", "tmpfs /data tmpfs rw 0 0", r"server:/x /data/with\040space nfs4 rw 0 0")
+    machine.file("proc/self/mounts", "\n".join([*lines, "proc /proc proc rw 0 0"]))
+    kinds = {"/data": "tmpfs", "/data/with space/deep": "nfs4", "/database": "ext4", "/": "ext4"}
+    assert {name: probes.filesystem(Path(name)) for name in kinds} == kinds
+    machine.file("proc/self/mounts", "\n".join(reversed(lines)))
+    assert {name: probes.filesystem(Path(name)) for name in kinds} == kinds
+    machine.patch.setattr(probes, "ROOT", tmp_path / "nowhere")
+    assert probes.filesystem(Path("/data")) == ""

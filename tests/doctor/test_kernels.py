@@ -1,4 +1,7 @@
-"""Group kernels: real kernels pass, and kernels that are wrong, crash or refuse are told apart."""
+"""Group kernels: real kernels pass, and kernels that are wrong, crash or refuse are told apart.
+
+That a slightly wrong result of any kernel fails is in :mod:`tests.doctor.breakages_of_results`.
+"""
 
 from __future__ import annotations
 
@@ -51,16 +54,6 @@ def _changed(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, change: Any) -> No
     """Make ``kernel`` put its results through ``change``."""
     usual = kernel.launch
     monkeypatch.setattr(kernel, "launch", lambda inputs, config: change(usual(inputs, config), inputs))
-
-
-@pytest.mark.parametrize("kernel", ALL, ids=lambda kernel: kernel.id, indirect=True)
-def test_a_slightly_wrong_result_fails(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A value near 1 of float16 has neighbours 0.001 away, and may be off by a few of them.
-    factor = 1.02 if kernel.backend == "cuda_raw" else 1.001
-    _changed(kernel, monkeypatch, lambda results, inputs: (results[0] * factor, *results[1:]))
-    result = kernels.check_kernel(kernel)
-    assert result.status == "fail"
-    assert "wrong result" in result.summary
 
 
 @pytest.mark.parametrize("kernel", ALL, ids=lambda kernel: kernel.id, indirect=True)
