@@ -7,7 +7,7 @@ import sys
 
 from benchmarks import record
 
-ALL = ("host_time", "triton_launch", "tuning", "cpu")
+ALL = ("host_time", "lookup", "triton_launch", "tuning", "cpu")
 
 
 def main() -> int:

@@ -100,14 +100,20 @@ def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
 
 def seconds(value: float | None) -> str:
     """A duration with a unit that suits it, such as ``1.23 ms``; "-" for none."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}" if value < 1000 else f"{value:.0f} s"
-    return f"{value / 1e-9:.3g} ns"
+    from faops.autotune import quantities
+
+    return quantities.seconds(value)
 
 
 def ratio(value: float | None) -> str:
     """A speed-up, such as ``1.34x``; "-" for none."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:.2f}x"
+    from faops.autotune import quantities
+
+    return quantities.ratio(value)
+
+
+def percent(part: float) -> str:
+    """A part of one, such as ``2.1 %``."""
+    from faops.autotune import quantities
+
+    return quantities.percent(part)

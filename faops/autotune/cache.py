@@ -72,13 +72,14 @@ def _usable(
 ) -> tuple[Kernel, Config] | None:
     """What ``entry`` says to run for ``problem``, if its kernel can.
 
-    Where the default won, it is the default for this very problem, which may depend on its sizes.
+    Where the default won, it is the default for this very problem, which may depend on its sizes; but not a default
+    that has changed since, which nobody has measured.
     """
     kernel = serving(entry, accepted)
     if kernel is None:
         return None
     default = kernel.default_config(problem, device)
-    if entry.is_default:
+    if entry.is_default and kernel.default_config(entry.attention_problem(), device) == entry.config:
         return kernel, default
     return (kernel, entry.config) if suits(entry.config, kernel, default, problem, device) else None
 

@@ -6,9 +6,10 @@ new results a cache directory of their own.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
-MEASUREMENT_POLICY = 1
+MEASUREMENT_POLICY = 2
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class Budget:
     time_cap: float  # sampling ends here even if the relative error is not reached
     min_samples: int
     max_samples: int = 1000
+    graph: bool = False  # on a GPU: replay the call as a graph, so that the host's time is out of it altogether
 
 
 WARMUP_SECONDS = 0.2  # once a problem: clocks, caches and lazy initialisation settle
 QUICK = Budget(warmup=0.01, time_cap=0.05, min_samples=3)  # every config
 HALVING = Budget(warmup=0.02, time_cap=0.15, min_samples=5)  # those that survive a round
-FINAL = Budget(warmup=0.02, time_cap=0.25, min_samples=5)  # one round of one finalist
+FINAL = Budget(warmup=0.02, time_cap=0.25, min_samples=5, graph=True)  # one round of one finalist
+SWEEP = Budget(warmup=0.05, time_cap=0.5, min_samples=15)  # every config of an exhaustive search
 
 RELATIVE_ERROR = 0.01  # of the median: sampling may end below it
 GROUPS = 5  # the reported median is the smallest of the groups' medians: disturbances only ever add time
@@ -35,11 +38,18 @@ MIN_SAMPLE_SECONDS = 100e-6  # host clock: shorter calls are timed several at on
 MAX_CALLS_A_SAMPLE = 256
 EVENT_BATCH = 10  # device clock: calls enqueued before waiting for the device
 L2_FLUSH_FACTOR = 2  # device clock: this many times the L2 size is overwritten before every call
+CLOCK_DROP = 0.05  # samples do not count that were taken at a clock lower by more than this part of the highest
+DISTURBED_PATIENCE = 4.0  # of the time cap: how long to wait for samples that count
+FOREIGN_RETRIES = 2  # timings taken again because another process computed on the device
 
-MAX_CONFIGS = 32  # configs timed in the quick round; of more a sample is taken
+MAX_CONFIGS = 32  # configs that successive halving times in its quick round
+MODEL_DOUBT = 4  # one of so many of them is drawn at random instead of ranked by the cost model
+COMPILE_RESERVE = 8  # configs compiled beyond those, to step in for what does not compile or spills
+RANDOM_DRAWS = 59  # configs of a random search: 0.95 ** 59 < 0.05
 SAMPLING_SEED = 0  # the same problem is always searched the same way
 HALVING_ETA = 3  # one in three survives a round
 FINALISTS = 4
+HURRIED_FINALISTS = 2  # once the time budget is spent
 FINAL_ROUNDS = 3  # finalists are timed A B C, A B C, A B C
 WIN_MARGIN = 0.02  # a winner must be faster than the default by this part of the default's time
 WIN_DEVIATIONS = 2.0  # and by this many median absolute deviations
@@ -64,3 +74,14 @@ LOCK_POLL_SECONDS = 0.2
 ASSUMED_CPU_FLOPS_A_THREAD = 20e9
 ASSUMED_DEVICE_FLOPS = 20e12
 ASSUMED_CALL_SECONDS = 50e-6
+
+# Processes of their own measure and compile, so that one config that crashes or hangs is all that is lost. The limits
+# end what hangs: they are several times what the slowest config takes.
+START_LIMIT_SECONDS = 120.0  # to import torch and every backend
+OPEN_LIMIT_SECONDS = 60.0  # to make the inputs of a problem, and as long as CHECK_LIMIT_CALLS
+REQUEST_LIMIT_SECONDS = 60.0  # what a timing or a check may take beyond its budget: the first call compiles
+SAMPLE_LIMIT_CALLS = 20.0  # and as long as this many calls at the assumed rates below
+CHECK_LIMIT_CALLS = 200.0  # a check computes in a wider dtype too, in some cases far from the matrix units
+COMPILE_LIMIT_SECONDS = 120.0
+COMPILE_PROCESSES = min(8, max(1, (os.cpu_count() or 2) - 1))  # a core is left to measure; each takes 0.5 GB
+EXIT_SECONDS = 5.0  # what a process gets to end by itself

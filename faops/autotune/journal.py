@@ -170,8 +170,13 @@ class Journal:
     def remove(self) -> None:
         """Remove the file: what it holds is in an entry."""
         self.close()
-        with contextlib.suppress(OSError):
-            self.path.unlink()
+        discard(self.path)
+
+
+def discard(path: Path) -> None:
+    """Remove a journal that is of no more use, if it is there."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def resumable(path: Path, header: Header) -> list[Record]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,10 +48,11 @@ class Setup:
 
 @dataclass
 class Single:
-    """One problem of a run."""
+    """One problem of a run. ``on_stored`` is called when its winner is stored and its journal is still there."""
 
     setup: Setup
     problem: AttentionProblem
+    on_stored: Callable[[], None] = lambda: None
 
     def tune(self, place: Place) -> Result:
         """Search and store the winner; what goes wrong is in the result."""
@@ -61,6 +63,7 @@ class Single:
             return Result(self.problem, "failed", 0, None, str(error))
         entry, message = self._store(entry)
         if entry.path is not None:
+            self.on_stored()
             bench.journal.remove()
         self._tell("problem_done", place, message, outcome.measurements, outcome.winner.p50)
         return Result(self.problem, "tuned", outcome.measurements - bench.reused, entry, message)

@@ -16,6 +16,7 @@ from faops.autotune.benches import Benches, MakeBench
 from faops.autotune.cache import TuningCache, needs_recheck, serving
 from faops.autotune.entry import Entry
 from faops.autotune.events import Event, Kind, Result, Status
+from faops.autotune.journal import discard, path_of
 from faops.autotune.locking import measuring_alone
 from faops.autotune.measurement.bench import DeviceBench
 from faops.autotune.measurement.load import foreign_cores
@@ -111,18 +112,19 @@ class _Run:
     setup: Setup
     force: bool = False
     forced: set[str] = field(default_factory=set)  # keys of problems that an interrupted run was to measure anew
-    pending: Pending | None = None  # what is left to do, once it is known
+    pending: Pending | None = None  # what is left to do: by an interrupted run at first, then by this one
+    planned: bool = False  # whether the lock is held and it is known what this run will do
 
     def tune_all(self, problems: list[AttentionProblem]) -> list[Result]:
         """One result a problem. The lock of the device is taken when there is something to measure."""
         if self.setup.resume:
-            left = pending.load(self._directory)
-            self.forced = {problem.key() for problem in left.problems if left.forced}
+            self.pending = pending.load(self._directory)
+            self.forced = {problem.key() for problem in self.pending.problems if self.pending.forced}
         results = []
         with contextlib.ExitStack() as stack:
             for index, problem in enumerate(problems):
                 place = Place(problem, index, len(problems))
-                if self.pending is None and self.known(problem) is None:
+                if not self.planned and self.known(problem) is None:
                     stack.enter_context(self.alone(place))
                     self.plan(problems[index:], index)
                 results.append(self.settle(place))
@@ -133,6 +135,8 @@ class _Run:
         pace, entry = self.setup.reporter.pace, self.known(place.problem)
         if entry is not None:
             result = Result(place.problem, "warm", 0, entry, "tuned before")
+            if self.setup.resume:  # the interrupted run may have ended between storing the winner and tidying up
+                discard(path_of(self._directory, place.problem.key()))
         elif pace.spent:
             message = f"the time budget of {pace.budget:g} s was spent"
             result = Result(place.problem, "skipped", 0, None, message)
@@ -141,13 +145,18 @@ class _Run:
         pace.finish(place.index)
         if result.status != "tuned":
             self.setup.reporter.tell(result.status, place, result.message)
-        if self.pending is not None and result.status != "skipped":
-            self.pending.done(place.problem)
+        if result.status != "skipped":
+            self.strike_out(place.problem)
         return result
 
     def tune_one(self, place: Place) -> Result:
         """Search one problem and store the winner; what goes wrong is in the result."""
-        return Single(self.setup, place.problem).tune(place)
+        return Single(self.setup, place.problem, lambda: self.strike_out(place.problem)).tune(place)
+
+    def strike_out(self, problem: AttentionProblem) -> None:
+        """Note that a problem is done with."""
+        if self.pending is not None:
+            self.pending.done(problem)
 
     def known(self, problem: AttentionProblem) -> Entry | None:
         """The entry that makes measuring needless: one that is served, and was measured with the driver of now."""
@@ -187,6 +196,7 @@ class _Run:
     def plan(self, problems: Sequence[AttentionProblem], first: int) -> None:
         """Note what is to be done, on disk and for the time left. Whoever held the lock may have tuned some of it."""
         todo = [(index, problem) for index, problem in enumerate(problems, first) if self.known(problem) is None]
+        self.planned = True
         forced = self.force or bool(self.forced)
         self.pending = Pending(self._directory / pending.FILE_NAME, [problem for _, problem in todo], forced)
         self.pending.save()

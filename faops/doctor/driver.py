@@ -35,7 +35,9 @@ def checks() -> list[Check]:
         Check("driver.card", GROUP, "an NVIDIA card in this machine has its driver", check_card),
         Check("driver.nvidia", GROUP, "the NVIDIA driver answers, where there is one", partial(check_nvidia, ask)),
         Check("driver.files", GROUP, "the device files of the NVIDIA driver can be opened", check_files),
-        Check("driver.version", GROUP, "the NVIDIA driver is new enough for PyTorch's CUDA", check_version),
+        Check(
+            "driver.version", GROUP, "the NVIDIA driver is new enough for PyTorch's CUDA", partial(check_version, ask)
+        ),
         Check("driver.visible", GROUP, "no NVIDIA GPU is hidden from programs", partial(check_visible, ask)),
         Check("driver.cuda", GROUP, "PyTorch reaches the NVIDIA GPUs, where there are any", check_cuda),
         Check("driver.mode", GROUP, "compute mode and MIG let programs use the GPUs", partial(check_mode, ask)),
@@ -90,20 +92,17 @@ def check_files() -> Result:
     return ok(f"in /dev: {', '.join(DEVICE_FILES)}")
 
 
-def check_version() -> Result:
-    from faops.backends.cuda_raw import targets
-
-    driver = targets.driver_cuda_version()
-    if driver is None:
-        return skipped(NO_DRIVER)
+def check_version(ask: Ask) -> Result:
+    driver = ask().cuda
+    if not driver:
+        return skipped(NO_DRIVER if not ask().present else "nvidia-smi tells no CUDA version")
     if torch.version.cuda is None:
         return skipped("PyTorch is built without CUDA")
-    needed = int(torch.version.cuda.partition(".")[0])
-    text = f"driver for CUDA {driver[0]}.{driver[1]}, PyTorch built for CUDA {torch.version.cuda}"
-    if needed > driver[0] and not torch.cuda.is_available():
-        advice = f"a PyTorch that is built for CUDA {driver[0]} would do as well"
-        first = targets.FIRST_DRIVERS.get(needed, max(targets.FIRST_DRIVERS.values()))
-        return fail(f"the driver is too old: {text}", advice, fix=f"sudo apt-get install nvidia-driver-{first}")
+    text = f"driver for CUDA {driver}, PyTorch built for CUDA {torch.version.cuda}"
+    needed, taken = (int(version.partition(".")[0]) for version in (torch.version.cuda, driver))
+    if needed > taken and not torch.cuda.is_available():
+        advice = f"a PyTorch that is built for CUDA {taken} would do as well"
+        return fail(f"the driver is too old: {text}", advice, fix=INSTALL)
     return ok(text)
 
 

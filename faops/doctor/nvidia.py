@@ -44,10 +44,14 @@ class Card:
 
 @dataclass(frozen=True)
 class Report:
-    """``cards`` in the order of nvidia-smi; or ``reason``, why there is no answer: "" where all went well."""
+    """``cards`` in the order of nvidia-smi; or ``reason``, why there is no answer: "" where all went well.
+
+    ``driver`` is its version and ``cuda`` the newest CUDA that it takes, such as "13.0"; "" where they are not told.
+    """
 
     cards: tuple[Card, ...] = ()
     driver: str = ""
+    cuda: str = ""
     reason: str = ""
     present: bool = True  # whether there is an nvidia-smi to ask
 
@@ -70,7 +74,8 @@ def ask() -> Report:
     except ElementTree.ParseError as error:
         return Report(reason=f"its answer cannot be read: {error}")
     cards = tuple(_card(index, gpu) for index, gpu in enumerate(log.iter("gpu")))
-    return Report(cards, log.findtext("driver_version", "").strip())
+    cuda = re.match(r"\d+\.\d+", _text(log, "cuda_version"))
+    return Report(cards, _text(log, "driver_version"), cuda.group() if cuda else "")
 
 
 def _card(index: int, gpu: Element) -> Card:

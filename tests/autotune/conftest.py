@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -54,3 +55,15 @@ def kernel(register: Callable[[Kernel], Kernel]) -> FakeKernel:
     fake = FakeKernel()
     register(fake)
     return fake
+
+
+@pytest.fixture
+def only_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where fake kernels are registered for an op the tuner sees no others: made-up times are about them alone."""
+    original = registry.kernels
+
+    def kernels(op: Any = None) -> list[Kernel]:
+        found = original(op)
+        return [kernel for kernel in found if kernel.backend == "fake"] or found
+
+    monkeypatch.setattr(registry, "kernels", kernels)

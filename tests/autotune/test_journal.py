@@ -187,6 +187,11 @@ def test_the_bench_writes_before_it_answers_and_answers_from_what_was_written(pa
     assert again.reused == 2
 
 
+def test_samples_are_rounded_alike_now_and_later(path: Path) -> None:
+    bench = JournaledBench(FakeBench(lambda item: [1 / 3, 2e-5 / 3]), Journal(path, HEADER))
+    assert bench.sample(FIRST, QUICK) == (0.333333, 6.66667e-06)
+
+
 def test_failures_are_remembered_with_their_kind(path: Path) -> None:
     def samples(item: Candidate) -> list[float]:
         raise CrashedError("SIGSEGV")

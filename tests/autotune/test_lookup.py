@@ -63,6 +63,16 @@ def test_an_entry_of_other_code_is_not_served(cache: TuningCache, kernel: FakeKe
     assert lookup(PROBLEM, H200, [FakeKernel(name="another"), kernel]) is not None
 
 
+def test_a_default_that_won_is_served_as_it_was_measured_once_the_default_has_changed(
+    cache: TuningCache, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.store(H200, make_entry(H200, config=Config(block=0)))
+    monkeypatch.setattr(FakeKernel, "default_config", lambda self, problem, device: Config(block=5))
+    winner = lookup(PROBLEM, H200, [kernel])
+    assert winner is not None
+    assert winner.config == Config(block=0)
+
+
 @pytest.mark.parametrize(
     ("tuned", "asked", "found"),
     [

@@ -26,7 +26,9 @@ from faops.problem import AttentionProblem, Band
 from faops.registry import Config, Kernel
 
 from .support import PROBLEM, FakeBench, FakeKernel, steady
-from .test_tuner import OTHER, only_fake_forward  # noqa: F401
+from .test_tuner import OTHER
+
+pytestmark = pytest.mark.usefixtures("only_fakes")
 
 THIRD = replace(PROBLEM, head_dim=32, band=Band(-1, 0))
 
@@ -139,6 +141,23 @@ def test_a_forced_run_is_resumed_as_one(cache: TuningCache, kernel: FakeKernel) 
     assert [result.status for result in results] == ["warm", "tuned", "tuned"]
     assert len(rest.timed) == whole[1].measurements - 10 + whole[2].measurements
     assert [result.status for result in tune(problems, make_bench=rest, resume=True)] == ["warm"] * 3
+
+
+def test_a_kill_after_the_winner_was_stored_leaves_nothing_to_do(
+    cache: TuningCache, kernel: FakeKernel, cpu: DeviceProfile
+) -> None:
+    def killed(self: Pending, problem: AttentionProblem) -> None:
+        raise KeyboardInterrupt
+
+    for force in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pending, "done", killed)
+            interrupted(PROBLEM, after=1000, force=force)
+        assert [entry.key for entry in cache.entries()] == [PROBLEM.key()]
+        assert unfinished() == [PROBLEM]
+        tune(unfinished(), make_bench=Impatient(0), resume=True)  # nothing is measured again
+        assert unfinished() == []
+        assert journals(cache, cpu) == []
 
 
 def test_a_cache_that_cannot_be_written_is_tuned_all_the_same(

@@ -23,7 +23,8 @@ from faops.problem import AttentionProblem, Band
 from faops.registry import Config, Kernel
 
 from .support import PROBLEM, FakeBench, FakeKernel, steady
-from .test_tuner import only_fake_forward  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("only_fakes")
 
 CAUSAL = AttentionProblem(
     op="backward", dtype="float16", seqlen_q=2048, seqlen_k=2048, heads_q=8, heads_kv=8, head_dim=64, head_dim_v=64,
@@ -60,6 +61,8 @@ def test_every_config_is_timed_in_every_pass_and_checked_once(kernel: FakeKernel
 def test_a_slow_drift_changes_no_order(kernel: FakeKernel, cpu: DeviceProfile) -> None:
     bench = FakeBench(lambda item: steady((1 + 0.1 * block(item)) * (1 + 0.01 * len(bench.timed))))
     found = record(PROBLEM, cpu, bench)
+    order = [block(item) for item, _ in bench.timed]
+    assert order[:8] != order[8:16] != order[16:] and sorted(order[:8]) == sorted(order[16:])
     assert sorted(found.seconds, key=lambda item: found.seconds[item])[:2] == [
         Candidate(kernel, Config(block=0)), Candidate(kernel, Config(block=1))
     ]  # fmt: skip

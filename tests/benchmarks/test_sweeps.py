@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks import record, regret, sweeps
 from faops.autotune import sweep
-from faops.autotune.replay import Replayed
+from faops.autotune.replay import Replayed, replay
 from faops.autotune.search.candidates import Candidate
+from faops.autotune.search.halving import Halving
 from faops.device import detect, known
 from faops.problem import parse_shape
 from faops.registry import Config
@@ -75,6 +76,15 @@ def test_longer_problems_are_expected_to_take_longer() -> None:
     long = parse_shape("sq=8192,h=32,d=128,dtype=float32")
     short = sweeps.expected_seconds(parse_shape("sq=64,h=2,d=16,dtype=float32"), cpu, sweeps.QUICK)
     assert 0 < short < sweeps.expected_seconds(long, cpu, sweeps.QUICK)
+
+
+def test_committed_sweeps_can_be_searched() -> None:
+    for path in sorted(record.RESULTS.glob("*/sweeps/*.jsonl")):
+        found = sweep.read(path)
+        assert not found.modelled, path
+        assert found.space.defaults and found.best in found.space.all, path
+        result = replay(found, Halving())
+        assert result.configs <= 32 and result.regret >= 0, path
 
 
 # ---------------------------------------------------------------------------------------------- regret

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 from click.testing import Result
@@ -37,3 +38,19 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, env=env, timeout=120, check=False
     )
+
+
+def read_terminal(descriptor: int, seconds: float = 60.0) -> str:
+    """Everything a pseudo-terminal shows until the program behind it ends, and no longer than `seconds`."""
+    chunks = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            chunk = os.read(descriptor, 65536)
+        except OSError:  # Linux tells the end of a pseudo-terminal so
+            break
+        if not chunk:
+            break
+        chunks.append(chunk)
+    os.close(descriptor)
+    return b"".join(chunks).decode(errors="replace")

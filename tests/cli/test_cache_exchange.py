@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -107,17 +104,14 @@ def test_an_export_without_entries_is_imported_as_such(faops: Faops, winners: Pa
     assert faops("cache", "import", str(winners)).stdout == f"0 entries imported into {TuningCache().root}\n"
 
 
-def test_through_a_pipe(faops: Faops, entries: list[Entry], tmp_path: Path) -> None:
-    """One process writes to standard output, another reads it from standard input."""
-    there = {**os.environ, "FAOPS_CACHE_DIR": str(tmp_path / "there"), "OMP_NUM_THREADS": "1"}
+def test_through_a_pipe(faops: Faops, entries: list[Entry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One command writes to standard output, another reads it from standard input."""
     text = faops("cache", "export", "-").stdout
-    done = subprocess.run(
-        [sys.executable, "-m", "faops_cli", "cache", "import", "-", "--json"],
-        input=text, env=there, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["imported"] == 2
-    assert sorted(TuningCache(tmp_path / "there").entries(), key=str) == sorted(TuningCache().entries(), key=str)
+    here = TuningCache().entries()
+    monkeypatch.setenv("FAOPS_CACHE_DIR", str(tmp_path / "there"))
+    assert document(faops("cache", "import", "-", "--json", input=text))["imported"] == 2
+    assert TuningCache().entries() == here
+    assert faops("cache", "export", "-").stdout == text
 
 
 def test_merge_takes_directories_and_files(faops: Faops, winners: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 
 import click
 import pytest
@@ -16,7 +15,7 @@ from faops_cli.main import COMMANDS, command_line
 
 from faops.errors import FaopsError, FaopsWarning
 from tests.cli.conftest import Faops
-from tests.cli.support import document, python
+from tests.cli.support import document, python, read_terminal
 
 ESCAPE = "\x1b"
 
@@ -226,26 +225,10 @@ def test_terminal_output_has_colour_and_the_same_words() -> None:
         [sys.executable, "-m", "faops_cli", "doctor", "python"], stdout=slave, stderr=slave, stdin=slave, env=env
     )
     os.close(slave)
-    text = _read_all(master)
+    text = read_terminal(master)
     assert process.wait(timeout=60) == 0
     assert ESCAPE in text
     assert "python.version" in text
-
-
-def _read_all(descriptor: int) -> str:
-    """Everything a pseudo-terminal shows until the program behind it ends."""
-    chunks = []
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            chunk = os.read(descriptor, 65536)
-        except OSError:  # Linux tells the end of a pseudo-terminal so
-            break
-        if not chunk:
-            break
-        chunks.append(chunk)
-    os.close(descriptor)
-    return b"".join(chunks).decode(errors="replace")
 
 
 def test_output_that_is_not_utf8_does_not_fail() -> None:

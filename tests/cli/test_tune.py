@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from faops_cli.tune.run import STRATEGIES
+from faops_cli.tune.workload import PHASES
 
-from faops.autotune import tuner
+from faops.autotune import tuner, workloads
 from faops.autotune.cache import TuningCache
+from faops.autotune.entry import Timing
+from faops.autotune.search import strategies
+from faops.autotune.verdict import why
+from faops.registry import Config
 from tests.cli.conftest import Faops
 from tests.cli.support import TINY, document, python, refused
 
@@ -91,6 +99,18 @@ def test_model_options_reach_the_problems(faops: Faops) -> None:
     assert {problem["seqlen_k"] for problem in problems} == {64, 128}
 
 
+def test_phases_pages_and_packing_reach_the_problems(faops: Faops) -> None:
+    arguments = ("--phase", "prefill", "--phase", "decode", "--page-size", "16", "--packed", "--prompt", "64")
+    plan = document(faops("tune", "--model", "smollm2-135m", *arguments, "--context", "64", "--dry-run", "--json"))
+    found = {(row["problem"]["op"], row["problem"]["layout"], row["problem"]["page_size"]) for row in plan["problems"]}
+    assert found == {("forward", "varlen", 0), ("decode", "paged", 16)}
+
+
+def test_phases_are_those_of_the_workloads() -> None:
+    """The command line names them itself, because asking for them would import torch."""
+    assert PHASES == workloads.PHASES
+
+
 def test_hf_config_and_plan(faops: Faops, tmp_path: Path) -> None:
     config = {
         "model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64,
@@ -108,7 +128,9 @@ def test_hf_config_and_plan(faops: Faops, tmp_path: Path) -> None:
 def test_list_models(faops: Faops) -> None:
     names = document(faops("tune", "--list-models", "--json"))["models"]
     assert "smollm2-135m" in names
-    assert faops("tune", "--list-models").stdout.splitlines() == names
+    lines = faops("tune", "--list-models").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["model", *names]
+    assert lines[1 + names.index("smollm2-135m")].split(maxsplit=1)[1] == "9 heads of 64, 3 key/value heads, causal"
 
 
 def test_time_budget_skips_what_does_not_fit(faops: Faops) -> None:
@@ -140,16 +162,6 @@ def test_unwritable_cache_is_told_and_exits_with_1(
     assert json.loads(as_json.stdout)["problems"][0]["stored"] is None
 
 
-def test_interrupt_says_that_nothing_is_lost(faops: Faops, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tuner, "tune", interrupted)
-    result = faops("tune", "--shape", TINY)
-    assert result.exit_code == 130
-    assert "the problems that were finished are stored" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -171,7 +183,9 @@ def test_bad_input_is_refused(faops: Faops, arguments: tuple[str, ...], words: t
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), ("none was given",)),
+        ((), ("none was given", "--resume")),
+        (("--shape", TINY, "--strategy", "guessing"), ("--strategy", "'guessing'", "halving")),
+        (("--resume", "--batch", "2"), ("--batch goes with --model",)),
         (("--model", "gpt2", "--shape", TINY), ("--model and --shape",)),
         (("--shape", TINY, "--batch", "2"), ("--batch goes with --model",)),
         (("--plan", "x", "--kv-cache"), ("--kv-cache goes with --model",)),
@@ -204,15 +218,81 @@ def test_verdicts_of_the_table(faops: Faops, monkeypatch: pytest.MonkeyPatch) ->
     """A default that stays, a winner, and a winner among noisy timings, made from one real entry."""
     faops("tune", "--shape", TINY)
     (entry,) = TuningCache().entries()
-    timing = entry.timings[0]
-    kept = replace(entry, kernel=entry.default_kernel, config=entry.default_config)
-    winner = replace(entry, kernel="acme.fast", speedup=1.5, timings=(replace(timing, noisy=False),))
+    timing = replace(entry.timings[0], noisy=False)
+    kept = replace(entry, kernel=entry.default_kernel, config=entry.default_config, timings=())
+    winner = replace(entry, kernel="acme.fast", speedup=1.5, timings=(timing,))
     noisy = replace(winner, timings=(replace(timing, kernel="acme.fast", config=winner.config, noisy=True),))
     results = [tuner.Result(entry.attention_problem(), "tuned", 3, made, "") for made in (kept, winner, noisy)]
     monkeypatch.setattr(tuner, "tune", lambda *_, **__: results)
     text = faops("tune", "--shape", TINY).stdout
     assert text.count("nothing faster beyond the noise") == 1
     assert text.count("above the noise") == 2
-    assert text.count("(noisy timings)") == 1
+    assert text.count("noisy timings") == 1
     assert text.count("1.50x") == 2
-    assert "3 tuned; 9 measurements" in text
+    assert re.search(r"3 tuned; 9 measurements in \d", text)
+
+
+def test_noise_of_the_table_is_the_larger_of_the_two(faops: Faops, monkeypatch: pytest.MonkeyPatch) -> None:
+    faops("tune", "--shape", TINY)
+    (entry,) = TuningCache().entries()
+    winner, default = Config(block=1), Config(block=0)
+    timings = tuple(
+        Timing("acme.fast", config, p50, p50, p50, mad, 9, False)
+        for config, p50, mad in ((winner, 0.5, 0.0625), (default, 2.0, 0.5))
+    )
+    made = replace(
+        entry, kernel="acme.fast", config=winner, p50=0.5, timings=timings, decision={}, speedup=4.0,
+        default_kernel="acme.fast", default_config=default, default_p50=2.0,
+    )  # fmt: skip
+    result = tuner.Result(entry.attention_problem(), "tuned", 3, made, "")
+    monkeypatch.setattr(tuner, "tune", lambda *_, **__: [result])
+    assert "±25.0 %" in faops("tune", "--shape", TINY).stdout
+    (row,) = document(faops("tune", "--shape", TINY, "--json"))["problems"]
+    assert row["noise"] == 0.5
+    assert row["why"] == why(made)
+
+
+def test_options_reach_the_tuner(faops: Faops, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def tune(problems: list[object], where: object, **options: Any) -> list[tuner.Result]:
+        assert len(problems) == 1  # with --resume too, which alone would mean what an interrupted run has left
+        seen.append(options)
+        return []
+
+    monkeypatch.setattr(tuner, "tune", tune)
+    faops("tune", "--shape", TINY, default_map={})
+    faops("tune", "--shape", TINY, "--force", "--resume", "--no-isolate", "--strategy", "random", "--time-budget", "2m")
+    names = ("force", "resume", "isolate", "strategy", "time_budget")
+    assert [[options[name] for name in names] for options in seen] == [
+        [False, False, True, "halving", None],
+        [True, True, False, "random", 120.0],
+    ]
+
+
+def test_strategies_are_those_of_the_search() -> None:
+    """The command line names them itself, because asking for them would import torch."""
+    assert STRATEGIES == strategies.NAMES
+
+
+def test_dry_run_counts_configs(faops: Faops) -> None:
+    shape = "sq=256,h=2,d=16,causal=1,dtype=float32"
+    (row,) = document(faops("tune", "--shape", shape, "--dry-run", "--json"))["problems"]
+    assert 0 < row["configs"] <= row["legal"]
+    assert row["pruned"] >= 0
+    (all_of_them,) = document(faops("tune", "--shape", shape, "--dry-run", "--strategy", "exhaustive", "--json"))[
+        "problems"
+    ]
+    assert all_of_them["configs"] == row["legal"] - row["pruned"]
+    lines = faops("tune", "--shape", shape, "--dry-run").stdout.splitlines()
+    assert lines[0].split() == ["problem", "to", "time", "of", "configs", "pruned", "about", "status"]
+    assert f"  {row['configs']} " in lines[1] and f" {row['legal']} " in lines[1]
+
+
+def test_skipped_problems_can_be_gone_on_with(faops: Faops) -> None:
+    result = faops("tune", "--shape", TINY, "--shape", OTHER, "--time-budget", "0.001s")
+    assert "skipped" in result.stdout
+    assert "go on with: faops tune --resume --no-isolate --time-budget 0.001" in result.stdout
+    resumed = document(faops("tune", "--resume", "--json"))
+    assert {row["status"] for row in resumed["problems"]} == {"tuned"}
+    assert len(TuningCache().entries()) == 2

@@ -65,9 +65,10 @@ def card_xml(event: str = "event", **changed: str) -> str:
     )
 
 
-def smi_xml(*cards: str, driver: str = "580.65.06") -> str:
+def smi_xml(*cards: str, driver: str = "580.65.06", cuda: str = "13.0") -> str:
     """What `nvidia-smi -q -x` prints."""
-    log = f"<nvidia_smi_log><driver_version>{driver}</driver_version>{''.join(cards)}</nvidia_smi_log>"
+    versions = f"<driver_version>{driver}</driver_version><cuda_version>{cuda}</cuda_version>"
+    log = f"<nvidia_smi_log>{versions}{''.join(cards)}</nvidia_smi_log>"
     return f'<?xml version="1.0" ?>\n<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">\n{log}\n'
 
 
@@ -134,7 +135,7 @@ class Machine:
         self.libraries.add(nvidia.LIBRARY)
         for name in ("nvidiactl", "nvidia-uvm", "nvidia0"):
             self.file(f"dev/{name}")
-        self.program("nvidia-smi", smi_xml(*(cards or (card_xml(),))))
+        self.program("nvidia-smi", smi_xml(*(cards or (card_xml(),)), cuda="{}.{}".format(*cuda)))
         self.patch.setattr(targets, "driver_cuda_version", lambda: cuda)
         self.torch_gpu(built)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import namedtuple
 from pathlib import Path
@@ -159,3 +160,21 @@ def test_wrong_lines_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("FAOPS_CONFIG", str(path))
     path.write_text(written)
     assert settings.check_values().details == lines
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOLCK, "No locks available"), "files cannot be locked"),
+        (BlockingIOError(errno.EWOULDBLOCK, "held"), "a lock that nobody holds cannot be had"),
+    ],
+)
+def test_locks_that_do_not_work(monkeypatch: pytest.MonkeyPatch, error: OSError, words: str) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise error
+
+    assert cache.check_locks().status == "ok"
+    monkeypatch.setattr("fcntl.flock", refuse)
+    result = cache.check_locks()
+    assert (result.status, result.fix) == ("warn", cache.ELSEWHERE)
+    assert result.summary.startswith(words)

@@ -11,6 +11,8 @@ from faops.doctor import report
 from faops.doctor.check import Check, Finding, Result, fail, ok, skipped, warn
 from faops.doctor.redact import REMOVED, redact
 
+HOMES = ("/home/", "/Users/")  # apart from the names of people
+
 
 @pytest.fixture(autouse=True)
 def mallory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +78,7 @@ def test_settings_and_variables_that_matter(monkeypatch: pytest.MonkeyPatch, tmp
     assert re.search(r"^CUDA_VISIBLE_DEVICES +1$", block, re.MULTILINE)
     assert re.search(rf"^CUDA_TOKEN +{REMOVED}$", block, re.MULTILINE)
     assert not re.search(r"k[1-4]\b", block)
+    assert block.count("(faops.yaml)") == 1
     assert "nothing was checked" in block
 
 
@@ -93,7 +96,7 @@ def test_nothing_is_taken_out_unless_wanted() -> None:
     ("text", "shown"),
     [
         ("/home/mallory/.cache", "~/.cache"),
-        ("/home/mallory2/.cache and /Users/eve/x", "/home/<user>/.cache and /Users/<user>/x"),
+        (f"{HOMES[0]}mallory2/.cache and {HOMES[1]}eve/x", f"{HOMES[0]}<user>/.cache and {HOMES[1]}<user>/x"),
         ("by mallory, not mallory2", "by <user>, not mallory2"),
         ("lair.example.org and lair", "<host> and <host>"),
         ("https://eve:pw@example.org/simple", f"https://{REMOVED}@example.org/simple"),
@@ -116,3 +119,8 @@ def test_values_of_secret_names_are_removed() -> None:
     secrets = ["HF_TOKEN", "MY_SECRET", "DB_PASSWORD", "AWS_ACCESS_KEY", "GITHUB_PAT", "HTTP_AUTHORIZATION"]
     assert redact(dict.fromkeys(secrets, "x")) == dict.fromkeys(secrets, REMOVED)
     assert redact({"OMP_NUM_THREADS": "4", "keys": 3, "path": "x"}) == {"OMP_NUM_THREADS": "4", "keys": 3, "path": "x"}
+
+
+def test_a_host_without_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.node", lambda: "localhost")
+    assert redact("tcp://localhost:80") == "tcp://localhost:80"

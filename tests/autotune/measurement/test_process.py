@@ -52,8 +52,19 @@ def test_the_process_gets_one_descriptor_and_no_ctrl_c(child: Child) -> None:
     assert isinstance(listing, list)
     assert set(listing) > {0, 1, 2, socket}
     assert len(listing) == 5  # the fifth is the listing's own
-    assert value(child, "reply(os.readlink('/proc/self/fd/0'))") == "/dev/null"
     assert os.getsid(child.process.pid) == child.process.pid != os.getsid(0)
+
+
+def test_the_process_cannot_read_what_is_typed() -> None:
+    typed, typing = os.pipe()
+    before = os.dup(0)
+    os.dup2(typed, 0)
+    child = Child(OBEDIENT)
+    os.dup2(before, 0)
+    assert value(child, "reply(os.readlink('/proc/self/fd/0'))") == "/dev/null"
+    child.close()
+    for descriptor in (typed, typing, before):
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGFPE", "SIGKILL"])

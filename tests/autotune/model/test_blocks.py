@@ -104,6 +104,14 @@ def test_loads_that_are_not_asked_for_ahead() -> None:
     assert predicted(blocks=108, in_flight=0.0).seconds > predicted(blocks=108).seconds
 
 
+def test_loads_of_a_block_wait_for_each_other() -> None:
+    """Little's law for a block by itself: so many bytes on their way each time that the cache takes to answer."""
+    work = {"matrix_flops": 0.0, "vector_flops": 0.0, "exponentials": 0.0, "memory": 0.0, "blocks": 108}
+    found = predicted(traffic=108e6, in_flight=1e3, **work)
+    assert found.seconds == pytest.approx(1000 * estimates.L2_LATENCY, rel=0.05)
+    assert found.bound == "latency"
+
+
 def test_memory_needs_bytes_on_their_way() -> None:
     """Little's law: bandwidth times latency must be asked for, or the bandwidth is not reached."""
     needed = A100.bandwidth * estimates.MEMORY_LATENCY

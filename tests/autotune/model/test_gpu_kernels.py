@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from faops.autotune.model import predict, rank
 from faops.autotune.model.predict import of_footprint
 from faops.autotune.search.candidates import Candidate
+from faops.backends.triton.gates.cases import device_of, problem_of
 from faops.device import DeviceProfile, known
 from faops.footprint import Resources, score_work
 from faops.occupancy import blocks_by_resource
@@ -25,6 +28,7 @@ RAW, FORWARD, BACKWARD, DECODE = (
     KERNELS[name] for name in ("cuda_raw.sm80_forward", "triton.forward", "triton.backward", "triton.decode")
 )
 OPS = ("forward", "backward", "decode")
+RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "static" / "triton_gates.txt"
 
 
 def tiles(asked: AttentionProblem, block_m: int, block_n: int) -> int:
@@ -89,6 +93,34 @@ def test_float32_is_multiplied_outside_the_matrix_units(monkeypatch: pytest.Monk
     assert exact is not None and tf32 is not None
     assert exact.matrix_flops == 0 and exact.vector_flops > tf32.matrix_flops > 0
     assert of_footprint(exact, A100).seconds > 2 * of_footprint(tf32, A100).seconds
+
+
+def test_instructions_of_newer_architectures() -> None:
+    """Hopper and the large Blackwells multiply faster with instructions that only Triton uses, for large tiles."""
+    asked = problem()
+    large, small = (Config(block_m=rows, block_n=64, num_warps=4, num_stages=2) for rows in (128, 32))
+    raw = RAW.default_config(asked, A100)
+    shares = {}
+    for card in ("a100", "4090", "h100", "b200"):
+        found = [
+            RAW.footprint(asked, known(card), raw),
+            *(FORWARD.footprint(asked, known(card), c) for c in (large, small)),
+        ]
+        shares[card] = [one.matrix_share for one in found if one is not None]
+    assert shares == {"a100": [1, 1, 1], "4090": [1, 1, 1], "h100": [0.63, 1, 0.63], "b200": [0.25, 1, 0.25]}
+
+
+def test_shared_memory_of_recorded_gates() -> None:
+    """What Triton's compiler gave the default forward and decode kernels, as estimated before it."""
+    pattern = re.compile(r"(sm_\d+) (forward|decode) d(\d+) .*?\]\s+\w+\.attention_\w+\s+\d+\s+\d+\s+(\d+)")
+    found = [match for line in RECORDED.read_text().splitlines() if (match := pattern.match(line))]
+    assert len(found) == 16
+    for match in found:
+        kernel, dim = KERNELS[f"triton.{match[2]}"], int(match[3])
+        asked = problem_of(match[2], dim, "float16", "causal")
+        estimate = kernel.footprint(asked, device_of(match[1]), kernel.default_config(asked, device_of(match[1])))
+        assert estimate is not None
+        assert estimate.shared_bytes == pytest.approx(int(match[4]), rel=0.01), match[0]
 
 
 @pytest.mark.parametrize("feature", ["softcap", "alibi", "dropout", "bias", "mask"])

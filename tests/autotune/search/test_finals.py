@@ -50,6 +50,20 @@ def test_a_steady_runner_up_wins_where_the_fastest_is_too_noisy() -> None:
     assert outcome.decision["config"] == {"block": 2}
 
 
+def test_the_noise_of_either_counts() -> None:
+    for noisy_block in (0, 1):
+        times = {0: 1.0, 1: 0.9}
+        bench = FakeBench(
+            lambda item: steady(
+                times[item.config.integer("block")],  # noqa: B023
+                0.06 if item == candidate(noisy_block) else 0.001,  # noqa: B023
+            )
+        )
+        outcome = search(blocks(2), bench)
+        assert outcome.winner.config == Config(block=0)
+        assert outcome.decision["noise"] == pytest.approx(0.06 * times[noisy_block])
+
+
 def test_the_decision_says_what_was_compared() -> None:
     won = search(blocks(3), FakeBench(lambda item: steady(0.9 if item == candidate(1) else 1.0, 0.01))).decision
     assert (won["kernel"], won["config"], won["won"]) == ("fake.forward", {"block": 1}, True)

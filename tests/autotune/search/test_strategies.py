@@ -141,6 +141,20 @@ def test_when_the_time_is_up_the_finals_begin(strategy: Strategy, limit: int) ->
     assert outcome.default.config == Config(block=0)
 
 
+def test_when_the_time_is_up_within_a_round_all_timings_count() -> None:
+    """Two were lucky in the quick round and are found out in the next, when the time is up: the third is best."""
+
+    class Misleading(FakeBench):
+        def sample(self, item: Candidate, budget: effort.Budget) -> list[float]:
+            self.timed.append((item, budget))
+            lucky = item in SPACE.others[:2]
+            return steady((0.5 if budget is QUICK else 2.0) if lucky else 0.8 if item == SPACE.others[2] else 1.0)
+
+    bench = Misleading(lambda item: [])
+    outcome = search(SPACE, bench, hurry=lambda: len(bench.timed) >= effort.MAX_CONFIGS + 2)
+    assert outcome.winner.config == SPACE.others[2].config
+
+
 def test_time_that_is_up_before_a_default_ran_waits_for_one() -> None:
     def samples(item: Candidate) -> list[float]:
         if item == candidate(0):
