@@ -26,9 +26,9 @@ from benchmarks.harness import Candidate, Effort, Phases, batch_of, interleave, 
 from benchmarks.tuning import empty_cache
 from faops import dispatch, registry
 from faops._version import __version__
-from faops.autotune import cache, environment
-from faops.autotune.cache import TuningCache
-from faops.autotune.entry import Entry, Timing, problem_dict
+from faops.autotune import cache
+from faops.autotune.cache import TuningCache, environment
+from faops.autotune.cache.entry import Entry, Timing, problem_dict
 from faops.device import DeviceProfile, detect
 from faops.problem import AttentionProblem
 from faops.registry import Config, Kernel

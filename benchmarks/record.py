@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from faops._version import __version__
-from faops.autotune.files import write_whole
+from faops.autotune.cache.files import write_whole
 from faops.device import DeviceProfile, detect
 
 SCHEMA = 1

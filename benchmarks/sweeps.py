@@ -3,8 +3,11 @@
     python -m benchmarks.sweeps              about a quarter of an hour on an otherwise idle machine
     python -m benchmarks.sweeps --estimate   says how long it would take, and measures nothing
     python -m benchmarks.sweeps --quick      two tiny problems; the result goes to build/benchmarks
+    python -m benchmarks.sweeps --modelled h200   made up from the cost model, for a device that is not at hand
 
 One file a problem, benchmarks/results/<device>/sweeps/<problem>.jsonl; `python -m benchmarks.regret` reads them.
+Made-up sweeps lie in benchmarks/results/modelled-<device>/sweeps and say so in their first line: they are there to try
+searches on, and tell nothing about the device.
 """
 
 from __future__ import annotations
@@ -26,12 +29,12 @@ from faops.autotune.measurement.bench import DeviceBench
 from faops.autotune.measurement.load import foreign_cores
 from faops.autotune.measurement.remote import call_seconds
 from faops.autotune.measurement.synthetic import canonical
-from faops.autotune.pace import timing_seconds
+from faops.autotune.recording.sweep import PASSES, Sweep, modelled
+from faops.autotune.recording.sweep import record as record_sweep
 from faops.autotune.search.candidates import Candidate, unranked
-from faops.autotune.sweep import PASSES, Sweep
-from faops.autotune.sweep import record as record_sweep
-from faops.autotune.workloads import from_shapes
-from faops.device import DeviceProfile, detect
+from faops.autotune.tuner.pace import timing_seconds
+from faops.autotune.workloads import from_model, from_shapes
+from faops.device import DeviceProfile, detect, known
 from faops.problem import AttentionProblem
 
 # Shapes of three small language models and an encoder. Features that only the blockwise kernels have make block sizes
@@ -47,6 +50,7 @@ SHAPES = (
     "op=decode,sq=1,sk=2048,h=14,hk=2,d=64,dtype=float32",
 )
 QUICK_SHAPES = ("sq=64,h=2,d=16,dtype=float32,causal=1", "op=decode,sq=1,sk=64,h=2,d=16,dtype=float32")
+MODELS = ("llama-3-8b", "qwen2.5-7b", "gemma-2-9b")  # whose sweeps are made up
 QUICK = Budget(warmup=0.0, time_cap=0.002, min_samples=3)
 
 
@@ -54,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="two tiny problems; the result goes to build/benchmarks")
     parser.add_argument("--estimate", action="store_true", help="only say how long it would take")
+    parser.add_argument("--modelled", metavar="DEVICE", help="make sweeps up from the cost model, such as for h200")
     options = parser.parse_args(arguments)
+    if options.modelled:
+        make_up(options.modelled, record.QUICK_RESULTS if options.quick else record.RESULTS)
+        return 0
     profile = detect("cpu")
     problems = [canonical(problem) for problem in from_shapes(QUICK_SHAPES if options.quick else SHAPES).problems]
     budget = QUICK if options.quick else effort.SWEEP
@@ -76,6 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.write(path)
         print(f"{line(found)}, {time.monotonic() - start:.0f} s: {path}", flush=True)
     return 0
+
+
+def make_up(device: str, results: Path) -> None:
+    """Write a made-up sweep of what each of MODELS asks of ``device``: training, and decoding from a cache."""
+    folder = results / f"modelled-{device}" / "sweeps"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in MODELS:
+        asked = from_model(name, dtype="bfloat16", prompt=4096, context=8192, phases=["training", "decode"])
+        for problem in asked.problems:
+            found = modelled(canonical(problem), known(device), seed=0)
+            found.write(folder / f"{slug(problem)}.jsonl")
+            print(f"{name}: {line(found)}", flush=True)
 
 
 def recorded(problem: AttentionProblem, profile: DeviceProfile, budget: Budget) -> Sweep:

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import kernel_tables, record
 from benchmarks.cases import FEATURES
-from faops.autotune.files import write_whole
+from faops.autotune.cache.files import write_whole
 
 PAGE = record.ROOT / "docs" / "benchmarks.md"
 BLOCK = re.compile(r"(<!-- table (?P<words>[^>]*?) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)

@@ -12,7 +12,7 @@ import click
 from .output import is_terminal, seconds
 
 if TYPE_CHECKING:
-    from faops.autotune.events import Event
+    from faops.autotune.tuner.events import Event
 
 OnEvent = Callable[["Event"], None]
 

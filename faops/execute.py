@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from faops import dispatch
-from faops.autotune import misses
+from faops.autotune.cache import misses
 from faops.device import detect
 from faops.dispatch import Plan
 from faops.errors import FaopsWarning, UnavailableError

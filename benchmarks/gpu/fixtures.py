@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import record
 from benchmarks.gpu.micro import Micro, Words
-from faops.autotune.files import write_whole
+from faops.autotune.cache.files import write_whole
 from faops.backends.cuda_raw import nvrtc, targets
 from faops.device import DeviceProfile
 

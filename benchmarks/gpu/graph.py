@@ -19,7 +19,7 @@ from benchmarks.gpu.options import Options
 from benchmarks.gpu.outcome import Item, SkipError
 from benchmarks.gpu.triton_calls import BACKEND, Place
 from benchmarks.gpu.triton_correctness import unavailable
-from faops.backends.cuda_raw.space import make_config
+from faops.backends.cuda_raw.tiles import make_config
 from faops.device import detect
 from faops.errors import CaptureError
 from faops.problem import OPS, Op

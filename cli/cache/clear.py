@@ -17,8 +17,8 @@ from .words import counted, kernels
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def command(key: str | None, cubins: bool, yes: bool, as_json: bool) -> None:
-    """Remove all entries, unreadable ones too, and the notes of problems that ran untuned; or only the entry with KEY;
-    with --cubins the compiled kernels.
+    """Remove all entries, unreadable ones too, the notes of problems that ran untuned and what unfinished runs have
+    measured; or only the entry with KEY; with --cubins the compiled kernels.
 
     \b
     Examples:
@@ -27,8 +27,7 @@ def command(key: str | None, cubins: bool, yes: bool, as_json: bool) -> None:
       faops cache clear q1024 --yes
       faops cache clear --cubins --yes
     """
-    from faops.autotune import misses
-    from faops.autotune.cache import TuningCache
+    from faops.autotune.cache import TuningCache, misses, pruning
     from faops.backends.cuda_raw import cubin_cache
 
     if cubins and key is not None:
@@ -44,13 +43,16 @@ def command(key: str | None, cubins: bool, yes: bool, as_json: bool) -> None:
             raise click.exceptions.Exit(1)
     removed = cubin_cache.prune(0)[0] if cubins else cache.clear(key=exact)
     missed = 0 if cubins or exact else misses.clear(cache)
+    unfinished = 0 if cubins or exact else pruning.clear_unfinished(cache)
     if as_json:
-        print_json("cache clear", path=str(place), removed=removed, misses=missed)
-    else:
-        what = kernels(removed) if cubins else counted(removed, "entry", "entries")
-        if missed:
-            what += f" and {counted(missed, 'note of a problem', 'notes of problems')} that ran untuned"
-        print_line(f"removed {what} from {place}")
+        print_json("cache clear", path=str(place), removed=removed, misses=missed, unfinished=unfinished)
+        return
+    gone = [kernels(removed) if cubins else counted(removed, "entry", "entries")]
+    if missed:
+        gone.append(f"{counted(missed, 'note of a problem', 'notes of problems')} that ran untuned")
+    if unfinished:
+        gone.append(f"what was measured of {counted(unfinished, 'unfinished problem', 'unfinished problems')}")
+    print_line(f"removed {' and '.join(gone)} from {place}")
 
 
 def _can_ask() -> bool:

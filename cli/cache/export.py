@@ -11,7 +11,7 @@ from ..output import json_option, print_json, print_line
 from .words import counted
 
 if TYPE_CHECKING:
-    from faops.autotune.entry import Entry
+    from faops.autotune.cache.entry import Entry
 
 
 @click.command("export", short_help="Write entries to a file for another machine.")
@@ -28,8 +28,7 @@ def command(file: str, keys: tuple[str, ...], device: str | None, as_json: bool)
       faops cache export winners.json --device H200
       faops cache export - forward/dense | ssh other faops cache import -
     """
-    from faops.autotune import exchange
-    from faops.autotune.cache import TuningCache
+    from faops.autotune.cache import TuningCache, exchange
 
     if file == "-" and as_json:
         raise click.UsageError("--json and the file - would both write to standard output")

@@ -13,7 +13,7 @@ from ..output import json_option, print_json, print_line, print_table
 from .words import counted
 
 if TYPE_CHECKING:
-    from faops.autotune.exchange import Offer, Outcome
+    from faops.autotune.cache.exchange import Offer, Outcome
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 
@@ -37,7 +37,7 @@ def command(file: str, dry_run: bool, as_json: bool) -> None:
 
 def offers_of_file(file: str) -> list[Offer]:
     """What is in the file, or in standard input for "-". Raises CacheError."""
-    from faops.autotune import exchange
+    from faops.autotune.cache import exchange
 
     if file == "-":
         return exchange.offers_of_text(exchange.text_of(sys.stdin.buffer, "standard input"), "standard input")
@@ -46,8 +46,7 @@ def offers_of_file(file: str) -> list[Offer]:
 
 def take_over(name: str, offers: list[Offer], dry_run: bool, as_json: bool) -> None:
     """Import `offers` and print what became of each; ends in exit code 1 when one was refused."""
-    from faops.autotune import exchange
-    from faops.autotune.cache import TuningCache
+    from faops.autotune.cache import TuningCache, exchange
 
     cache = TuningCache()
     outcomes = exchange.take(cache, offers, dry_run)

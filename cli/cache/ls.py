@@ -11,7 +11,7 @@ from ..output import json_option, print_json, print_line, print_table, ratio
 from .words import counted, kernels, obstacle, readable_size, recheck, software, waiting_words
 
 if TYPE_CHECKING:
-    from faops.autotune.entry import Entry
+    from faops.autotune.cache.entry import Entry
 
 
 @click.command("ls", short_help="List all entries.")
@@ -27,8 +27,7 @@ def command(as_json: bool) -> None:
       faops cache ls
       faops cache ls --json
     """
-    from faops.autotune import misses
-    from faops.autotune.cache import TuningCache
+    from faops.autotune.cache import TuningCache, misses
     from faops.backends.cuda_raw import cubin_cache
 
     cache = TuningCache()

@@ -22,7 +22,7 @@ def command(sources: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
       faops cache merge /shared/faops
       faops cache merge node1.json node2.json --dry-run
     """
-    from faops.autotune import exchange
+    from faops.autotune.cache import exchange
 
     offers = []
     for source in sources:

@@ -72,8 +72,7 @@ def _prune_kernels(max_mb: int | None, as_json: bool) -> None:
 
 
 def _prune_entries(older_than: int, dry_run: bool, as_json: bool) -> None:
-    from faops.autotune import pruning
-    from faops.autotune.cache import TuningCache
+    from faops.autotune.cache import TuningCache, pruning
 
     cache = TuningCache()
     found = pruning.stale(cache, older_than)

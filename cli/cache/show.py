@@ -10,7 +10,7 @@ from ..output import json_option, print_json, print_line, print_pairs, print_tab
 from .words import obstacle, software
 
 if TYPE_CHECKING:
-    from faops.autotune.entry import Entry, Timing
+    from faops.autotune.cache.entry import Entry, Timing
 
 
 @click.command("show", short_help="Print everything about one entry.")
@@ -26,7 +26,7 @@ def command(key: str, as_json: bool) -> None:
       faops cache show q1024
       faops cache show q1024 --json
     """
-    from faops.autotune.verdict import why
+    from faops.autotune.report.verdict import why
 
     entries = matching(key)
     if as_json:
@@ -60,7 +60,7 @@ def matching(key: str) -> list[Entry]:
 
 
 def _show(entry: Entry) -> None:
-    from faops.autotune.verdict import why
+    from faops.autotune.report.verdict import why
 
     print_pairs(
         [

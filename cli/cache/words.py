@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from faops.autotune.entry import Entry
+    from faops.autotune.cache.entry import Entry
 
 
 def kernels(count: int) -> str:
@@ -37,8 +37,7 @@ def software(entry: Entry) -> str:
 def obstacle(entry: Entry) -> str:
     """Why a call on the entry's device does not use it; "" if it does."""
     from faops import registry
-    from faops.autotune import environment
-    from faops.autotune.cache import serving
+    from faops.autotune.cache import environment, serving
 
     if entry.environment != environment.versions():
         return "other software"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from ..output import percent, print_line, print_table, ratio, seconds
 
 if TYPE_CHECKING:
-    from faops.autotune.entry import Entry
-    from faops.autotune.events import Result
+    from faops.autotune.cache.entry import Entry
+    from faops.autotune.tuner.events import Result
 
 
 def unsaved(result: Result) -> bool:
@@ -18,7 +18,7 @@ def unsaved(result: Result) -> bool:
 
 def as_dict(result: Result) -> dict[str, Any]:
     """JSON-able form of one problem's result."""
-    from faops.autotune.verdict import verdict, why
+    from faops.autotune.report.verdict import verdict, why
 
     entry = result.entry
     document: dict[str, Any] = {
@@ -84,7 +84,7 @@ def _row(result: Result) -> tuple[str, ...]:
 
 def _noise(entry: Entry) -> str:
     """The larger noise of the two that were compared, as a part of the default's time."""
-    from faops.autotune.verdict import verdict
+    from faops.autotune.report.verdict import verdict
 
     found = verdict(entry)
     return f"±{percent(found.noise / entry.default_p50)}" + ("\nnoisy timings" if found.noisy else "")

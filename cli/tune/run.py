@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from faops.autotune.cache import TuningCache
-    from faops.autotune.events import Event, Result
+    from faops.autotune.tuner.events import Event, Result
     from faops.device import DeviceProfile
     from faops.problem import AttentionProblem
 
@@ -76,8 +76,8 @@ class Tally:
 
 def run(problems: list[AttentionProblem], where: torch.device, wishes: Wishes) -> None:
     """Tune the problems and print what was found. Exits with 1 when a problem failed or a winner was not stored."""
-    from faops.autotune import misses, report, tuner
-    from faops.autotune.cache import TuningCache
+    from faops.autotune import report, tuner
+    from faops.autotune.cache import TuningCache, misses
     from faops.device import detect
 
     if wishes.report is not None:

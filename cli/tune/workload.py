@@ -73,8 +73,7 @@ def problems_of(source: str, value: Any, options: dict[str, Any], where: torch.d
 
 
 def _waiting(where: torch.device) -> list[AttentionProblem]:
-    from faops.autotune import misses
-    from faops.autotune.cache import TuningCache
+    from faops.autotune.cache import TuningCache, misses
     from faops.device import detect
 
     return [miss.problem for miss in misses.waiting(TuningCache(), detect(where).identity)]
@@ -89,8 +88,7 @@ def _unfinished(where: torch.device) -> list[AttentionProblem]:
 
 def nothing_to_do(source: str, where: torch.device) -> None:
     """Say that no problem waits, and where else some do: a CPU with another number of threads is another device."""
-    from faops.autotune import misses
-    from faops.autotune.cache import TuningCache
+    from faops.autotune.cache import TuningCache, misses
     from faops.device import detect
 
     if source == RESUME:

@@ -17,7 +17,7 @@ import filelock
 from faops import settings
 from faops.architectures import MIB
 from faops.autotune.cache import TuningCache
-from faops.autotune.files import TEMPORARY_SUFFIX, write_whole
+from faops.autotune.cache.files import TEMPORARY_SUFFIX, write_whole
 from faops.doctor import probes, results
 from faops.doctor.check import Check, Result, fail, ok, skipped, warn
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import filelock
 
 from faops import registry
-from faops.autotune import environment, misses, pending
-from faops.autotune.cache import TuningCache, needs_recheck, serving
-from faops.autotune.entry import Entry
-from faops.autotune.locking import LOCK_NAME
+from faops.autotune.cache import TuningCache, environment, misses, needs_recheck, serving
+from faops.autotune.cache.entry import Entry
 from faops.autotune.search.trial import QUARANTINED
+from faops.autotune.tuner import pending
+from faops.autotune.tuner.locking import LOCK_NAME
 from faops.device import detect
 from faops.doctor import accelerators
 from faops.doctor.check import Check, Result, ok, warn

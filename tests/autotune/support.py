@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from faops.autotune import effort, environment, misses
-from faops.autotune.cache import TuningCache
-from faops.autotune.entry import Entry, Timing, problem_dict
+from faops.autotune import effort
+from faops.autotune.cache import TuningCache, environment, misses
+from faops.autotune.cache.entry import Entry, Timing, problem_dict
 from faops.autotune.search.candidates import Candidate
 from faops.device import DeviceProfile
 from faops.dispatch import Plan

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import record, regret, sweeps
-from faops.autotune import sweep
-from faops.autotune.replay import Replayed, replay
+from faops.autotune.recording import sweep
+from faops.autotune.recording.replay import Replayed, replay
 from faops.autotune.search.candidates import Candidate
 from faops.autotune.search.halving import Halving
 from faops.device import detect, known
@@ -51,6 +51,14 @@ def test_sweeps_are_recorded_and_searched(results: Path, capsys: pytest.CaptureF
     assert (results / "regret.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_made_up_sweeps_lie_apart_and_say_so(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "MODELS", ("smollm2-135m",))
+    assert sweeps.main(["--quick", "--modelled", "t4"]) == 0
+    paths = sorted((results.parent / "modelled-t4" / "sweeps").glob("*.jsonl"))
+    assert [sweep.read(path).problem.op for path in paths] == ["backward", "decode", "forward"]
+    assert all(sweep.read(path).modelled and sweep.read(path).profile == known("t4") for path in paths)
+
+
 def test_an_estimate_measures_nothing(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweeps.main(["--estimate"]) == 0
     assert capsys.readouterr().out.startswith(f"{len(sweeps.SHAPES)} problems, at most about ")
@@ -81,7 +89,7 @@ def test_longer_problems_are_expected_to_take_longer() -> None:
 def test_committed_sweeps_can_be_searched() -> None:
     for path in sorted(record.RESULTS.glob("*/sweeps/*.jsonl")):
         found = sweep.read(path)
-        assert not found.modelled, path
+        assert found.modelled is path.parents[1].name.startswith("modelled-"), path
         assert found.space.defaults and found.best in found.space.all, path
         result = replay(found, Halving())
         assert result.configs <= 32 and result.regret >= 0, path
@@ -90,32 +98,48 @@ def test_committed_sweeps_can_be_searched() -> None:
 # ---------------------------------------------------------------------------------------------- regret
 
 
-def searches(*regrets: float) -> list[Replayed]:
+def searches(*regrets: float, exhaustive: float = 0.0) -> list[tuple[Replayed, Replayed]]:
     winner = Candidate(FakeKernel(), Config(block=0))
-    return [Replayed(winner, value, 8, 20, 1.5) for value in regrets]
+    return [(Replayed(winner, value, 8, 20, 1.5), Replayed(winner, exhaustive, 9, 99, 9.5)) for value in regrets]
 
 
 def test_a_point_sums_up_searches() -> None:
-    point = regret.point("halving", 8, searches(0.0, 0.01, 0.02, 0.5))
+    point = regret.point("halving", 8, searches(0.0, 0.01, 0.015, 0.5))
     assert (point["searches"], point["configs"], point["timings"], point["seconds"]) == (4, 8, 20, 1.5)
-    assert point["regret_mean"] == pytest.approx(0.1325)
+    assert point["regret_mean"] == pytest.approx(0.13125)
     assert point["within_goal"] == 0.75
-    assert point["regret_high"] == pytest.approx(0.02 + 0.85 * 0.48)
+    assert point["regret_high"] == pytest.approx(0.015 + 0.85 * 0.485)
+    assert point["excess_mean"] == pytest.approx(point["regret_mean"])
+
+
+def test_the_goal_is_about_what_an_exhaustive_search_would_have_chosen() -> None:
+    point = regret.point("halving", 8, searches(0.0, 0.05, 0.07, 0.08, exhaustive=0.05))
+    assert point["regret_mean"] == pytest.approx(0.05)
+    assert point["excess_mean"] == pytest.approx(0.0)
+    assert point["within_goal"] == 0.75
 
 
 def test_the_goal_is_reached_where_it_is_never_left_again() -> None:
     def points(*means: float) -> list[dict[str, object]]:
         return [
-            {"strategy": "random", "configs": 4 * place, "seconds": 1.0 * place, "regret_mean": mean}
+            {
+                "strategy": "random",
+                "configs": 4 * place,
+                "seconds": 1.0 * place,
+                "timings": 10 * place,
+                "excess_mean": mean,
+            }
             for place, mean in enumerate(means, 1)
         ]
 
     assert (
         regret.reached("random", points(0.5, 0.01, 0.01))
-        == "  random: within 2% in the mean from 8 configs on (2.00 s)"
+        == "  random: within 2% of the exhaustive search in the mean from 8 configs on, 20 timings, 2.00 s"
     )
-    assert regret.reached("random", points(0.01, 0.03, 0.01)).endswith("from 12 configs on (3.00 s)")
-    assert regret.reached("random", points(0.01, 0.03)) == "  random: never within 2% in the mean"
+    assert regret.reached("random", points(0.01, 0.03, 0.01)).endswith("from 12 configs on, 30 timings, 3.00 s")
+    assert (
+        regret.reached("random", points(0.01, 0.03)) == "  random: never within 2% of the exhaustive search in the mean"
+    )
     assert regret.table([]) == "  none"
 
 

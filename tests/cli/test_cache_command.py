@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from faops.autotune.cache import TuningCache
-from faops.autotune.entry import Entry
+from faops.autotune.cache.entry import Entry
 from faops.backends.cuda_raw import cubin_cache, nvrtc
 from faops.backends.cuda_raw.nvrtc import Compiled
 from faops.backends.cuda_raw.source import Source
@@ -83,6 +83,21 @@ def test_clear_asks_for_yes_without_a_terminal(faops: Faops, entries: list[Entry
 def test_clear_everything(faops: Faops, entries: list[Entry]) -> None:
     assert document(faops("cache", "clear", "--yes", "--json"))["removed"] == 2
     assert TuningCache().entries() == []
+
+
+def test_clear_removes_what_an_unfinished_run_has_measured(faops: Faops, entries: list[Entry]) -> None:
+    path = entries[0].path
+    assert path is not None
+    directory = path.parents[1]
+    (directory / "journal").mkdir(exist_ok=True)
+    unfinished = [directory / "journal" / "one.jsonl", directory / "journal" / "two.jsonl", directory / "run.json"]
+    for file in unfinished:
+        file.write_text("whatever")
+    faops("cache", "clear", entries[1].key, "--yes")
+    assert all(file.exists() for file in unfinished)
+    said = faops("cache", "clear", "--yes").stdout
+    assert said.startswith("removed 1 entry and what was measured of 2 unfinished problems from ")
+    assert not any(file.exists() for file in unfinished)
 
 
 def test_clear_one(faops: Faops, entries: list[Entry]) -> None:

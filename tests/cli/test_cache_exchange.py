@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from faops.autotune.cache import TuningCache
-from faops.autotune.entry import Entry
+from faops.autotune.cache.entry import Entry
 from faops.device import known
 from tests.autotune.support import PROBLEM, make_entry
 from tests.cli.conftest import Faops

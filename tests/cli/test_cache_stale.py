@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from faops.autotune import environment
-from faops.autotune.cache import TuningCache
+from faops.autotune.cache import TuningCache, environment
 from faops.backends.cuda_raw import cubin_cache
 from faops.device import known
 from faops.problem import parse_shape

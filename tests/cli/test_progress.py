@@ -11,7 +11,7 @@ from faops_cli import progress
 from faops_cli.progress import BAR_WIDTH, Display, Lines, clock, line, reporter
 from rich.console import Console
 
-from faops.autotune.events import Event, Kind
+from faops.autotune.tuner.events import Event, Kind
 from tests.autotune.support import PROBLEM
 
 PLACE = f"[2/4] {PROBLEM}"

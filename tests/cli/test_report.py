@@ -12,8 +12,8 @@ import pytest
 from faops import registry
 from faops.autotune import report
 from faops.autotune.cache import TuningCache
-from faops.autotune.entry import Entry, Timing
-from faops.autotune.verdict import why
+from faops.autotune.cache.entry import Entry, Timing
+from faops.autotune.report.verdict import why
 from faops.device import detect
 from tests.autotune.report.support import parsed
 from tests.autotune.support import PROBLEM, make_entry

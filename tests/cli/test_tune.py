@@ -15,9 +15,9 @@ from faops_cli.tune.workload import PHASES
 
 from faops.autotune import tuner, workloads
 from faops.autotune.cache import TuningCache
-from faops.autotune.entry import Timing
+from faops.autotune.cache.entry import Timing
+from faops.autotune.report.verdict import why
 from faops.autotune.search import strategies
-from faops.autotune.verdict import why
 from faops.registry import Config
 from tests.cli.conftest import Faops
 from tests.cli.support import TINY, document, python, refused

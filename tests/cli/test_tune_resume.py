@@ -17,7 +17,7 @@ from faops_cli.tune.run import Tally, Wishes
 
 from faops.autotune import tuner
 from faops.autotune.cache import TuningCache
-from faops.autotune.events import Event
+from faops.autotune.tuner.events import Event
 from tests.autotune.support import PROBLEM
 from tests.cli.conftest import Faops
 from tests.cli.support import TINY, document, read_terminal

@@ -25,7 +25,7 @@ from faops.backends.cuda_raw.emulator.errors import (
     UnsupportedError,
 )
 from faops.backends.cuda_raw.source import Source
-from faops.backends.cuda_raw.space import make_config
+from faops.backends.cuda_raw.tiles import make_config
 from faops.registry import Config
 
 

@@ -8,7 +8,8 @@ import random
 import pytest
 import torch
 
-from faops.backends.cuda_raw.space import make_config, shared_bytes, space
+from faops.backends.cuda_raw.space import space
+from faops.backends.cuda_raw.tiles import make_config, shared_bytes
 from faops.device import known
 from faops.problem import AttentionProblem
 from faops.registry import Config

@@ -18,9 +18,9 @@ from faops.backends.cuda_raw.gates.code import (
     predicted_products,
 )
 from faops.backends.cuda_raw.gates.counts import check_counts, visible_blocks
-from faops.backends.cuda_raw.space import SM75, SM80, make_config
 from faops.backends.cuda_raw.specialize import Specialised
 from faops.backends.cuda_raw.targets import Target
+from faops.backends.cuda_raw.tiles import SM75, SM80, make_config
 from tests.cuda_raw.sources import need_compiler
 
 need_compiler()

@@ -18,7 +18,7 @@ from benchmarks.gpu.attention import Call, Trial, check_result, prepare
 from faops import dispatch, execute
 from faops.backends.cuda_raw import host, launch, params, targets
 from faops.backends.cuda_raw.source import CSRC
-from faops.backends.cuda_raw.space import make_config
+from faops.backends.cuda_raw.tiles import make_config
 from faops.device import known
 from faops.errors import CaptureError, FaopsWarning, LaunchError, NoKernelError, UnavailableError
 from faops.operands import Operands

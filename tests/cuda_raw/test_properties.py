@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from faops import reference
-from faops.backends.cuda_raw.space import make_config
+from faops.backends.cuda_raw.tiles import make_config
 from tests.cuda_raw.support import BACKEND, HALF, KERNELS, check_on, emulated
 from tests.support import make_case, make_inputs, run_faops
 

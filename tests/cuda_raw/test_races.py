@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from faops.backends.cuda_raw.space import make_config
+from faops.backends.cuda_raw.tiles import make_config
 from faops.registry import Config
 from tests import support
 from tests.cuda_raw.support import BACKEND, BFLOAT, HALF, emulated

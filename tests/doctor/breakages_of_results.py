@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from faops import registry
-from faops.autotune import environment, misses, pending
-from faops.autotune.cache import TuningCache
-from faops.autotune.entry import file_name
+from faops.autotune.cache import TuningCache, environment, misses
+from faops.autotune.cache.entry import file_name
+from faops.autotune.tuner import pending
 from faops.device import detect
 from faops.registry import Kernel
 from tests.autotune.support import PROBLEM, make_entry
@@ -287,7 +287,7 @@ def other_torch(machine: Machine) -> Iterator[str]:
 @breaks("cache.stale")
 def other_driver(machine: Machine) -> Iterator[str]:
     kernel = _kernel()
-    machine.patch.setattr("faops.autotune.environment.driver", lambda vendor: "580.1")
+    machine.patch.setattr("faops.autotune.cache.environment.driver", lambda vendor: "580.1")
     _stored(kernel=kernel.id, source_hash=kernel.source_hash(), default_kernel=kernel.id, driver="580.1")
     yield ""
     _stored(kernel=kernel.id, source_hash=kernel.source_hash(), default_kernel=kernel.id, driver="570.2")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from faops.autotune.cache import TuningCache
-from faops.autotune.entry import file_name
+from faops.autotune.cache.entry import file_name
 from faops.doctor import cache, results, settings
 from faops.doctor.check import Check, perform
 

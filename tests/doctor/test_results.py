@@ -10,9 +10,9 @@ import filelock
 import pytest
 
 from faops import registry
-from faops.autotune import environment, misses, pending
-from faops.autotune.cache import TuningCache
-from faops.autotune.locking import LOCK_NAME
+from faops.autotune.cache import TuningCache, environment, misses
+from faops.autotune.tuner import pending
+from faops.autotune.tuner.locking import LOCK_NAME
 from faops.device import detect
 from faops.doctor import cache, results, shapes
 from faops.doctor.check import perform

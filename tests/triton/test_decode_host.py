@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import faops
-from faops.backends.triton import decode, decode_space, launch
+from faops.backends.triton import decode, decode_space, decode_tiles, launch
 from faops.backends.triton.decode import TritonDecode
 from faops.backends.triton.launch import Launch, Tensors
 from faops.device import known
@@ -173,7 +173,7 @@ def test_decoding_step_by_step_equals_one_causal_call() -> None:
 
 def splits(problem: AttentionProblem = PROBLEM, **changes: object) -> int:
     problem = replace(problem, **changes)  # type: ignore[arg-type]
-    return decode_space.choose_splits(problem, decode_space.decode_default(problem, H100), H100)
+    return decode_tiles.choose_splits(problem, decode_space.decode_default(problem, H100), H100)
 
 
 def test_splits_fill_the_device_and_no_more() -> None:
@@ -182,13 +182,13 @@ def test_splits_fill_the_device_and_no_more() -> None:
     few = splits(batch=1)
     assert 132 <= 8 * few <= 4 * 132
     assert splits(batch=1, seqlen_k=64) == 1, "one block of keys cannot be split"
-    assert splits(batch=1, heads_q=1, heads_kv=1, seqlen_k=2**20) == decode_space.MAX_SPLITS
+    assert splits(batch=1, heads_q=1, heads_kv=1, seqlen_k=2**20) == decode_tiles.MAX_SPLITS
     assert splits(batch=1, band=Band(100, 0)) < few, "a window leaves few blocks"
 
 
 def test_asked_for_splits_win_up_to_a_limit() -> None:
     q, cache = torch.randn(1, 1, 1, 16), torch.randn(1, 300, 1, 16)
-    for asked, of_config, got in ((0, 0, 1), (3, 0, 3), (3, 5, 3), (0, 5, 5), (1000, 0, decode_space.MAX_SPLITS)):
+    for asked, of_config, got in ((0, 0, 1), (3, 0, 3), (3, 5, 3), (0, 5, 5), (1000, 0, decode_tiles.MAX_SPLITS)):
         config = decode_space.make_config(16, 512, 4, 1, splits=of_config)
         made = decode.launches(make_inputs(q, cache, cache, num_splits=asked), config, H100)
         assert made[0][0].numbers["splits"] == got
@@ -209,7 +209,7 @@ def test_configs_fit_the_device(head_dim: int, dtype: str, device: str) -> None:
         assert kernel.default_config(problem, profile) in configs
         assert len(set(configs)) == len(configs) > 3
         for config in configs:
-            assert decode_space.shared_bytes(config, problem, profile) <= profile.limits.shared_per_block
+            assert decode_tiles.shared_bytes(config, problem, profile) <= profile.limits.shared_per_block
 
 
 def test_one_config_where_it_is_interpreted() -> None:

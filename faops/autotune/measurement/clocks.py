@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 
 from faops.autotune import effort
+from faops.autotune.cache.entry import Timing
 from faops.autotune.effort import Budget
-from faops.autotune.entry import Timing
 from faops.autotune.measurement.conditions import Batch, Conditions, conditions_of, undisturbed
 from faops.autotune.measurement.nvml import Gpu
 from faops.device import DeviceProfile

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from faops import registry
-from faops.autotune.entry import Entry
-from faops.autotune.files import TEMPORARY_SUFFIX, write_whole
+from faops.autotune.cache.entry import Entry
+from faops.autotune.cache.files import TEMPORARY_SUFFIX, write_whole
 from faops.autotune.report.grid import Legal
 from faops.device import DeviceProfile
 from faops.errors import ArgumentError, TuningError

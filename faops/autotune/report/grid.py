@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from faops.autotune.entry import Entry, Timing
+from faops.autotune.cache.entry import Entry, Timing
 from faops.registry import Config, ConfigValue
 
 # Names that kernels give to the sizes of a tile: those over queries and those over keys, the preferred ones first.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from faops._version import __version__
-from faops.autotune.entry import Entry, Timing
-from faops.autotune.quantities import counted, percent, ratio, seconds
+from faops.autotune.cache.entry import Entry, Timing
 from faops.autotune.report.grid import Legal
 from faops.autotune.report.heat_map import heat_maps
 from faops.autotune.report.markup import Markup, tag
+from faops.autotune.report.quantities import counted, percent, ratio, seconds
 from faops.autotune.report.style import STYLE
-from faops.autotune.verdict import noise_of, verdict, why
+from faops.autotune.report.verdict import noise_of, verdict, why
 
 
 def page(entries: Sequence[Entry], legal: Sequence[Legal], notes: Sequence[tuple[str, str]]) -> str:

@@ -2,7 +2,7 @@
 
 One long round over the whole space, then the finals. Nothing else is certain to meet the best config, and nothing
 costs more: a few hundred timings a problem. It is the measure of the other strategies, which are replayed on what it
-recorded (:mod:`faops.autotune.sweep`). Configs that the cost model would leave out are timed too, so that its
+recorded (:mod:`faops.autotune.recording.sweep`). Configs that the cost model would leave out are timed too, so that its
 judgement can be held against them.
 """
 

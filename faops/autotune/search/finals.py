@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from faops.autotune import effort
-from faops.autotune.entry import Timing
+from faops.autotune.cache.entry import Timing
 from faops.autotune.search.candidates import Candidate
 from faops.autotune.search.strategy import Rounds
 from faops.autotune.search.trial import Drop, Trial

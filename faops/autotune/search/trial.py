@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
+from faops.autotune.cache.entry import Timing
 from faops.autotune.effort import Budget
-from faops.autotune.entry import Timing
 from faops.autotune.measurement.clocks import in_groups, summarize
 from faops.autotune.search.candidates import Bench, Candidate, Space
 from faops.errors import CompileError, CrashedError, FaopsError, HangError, TuningError, UnavailableError

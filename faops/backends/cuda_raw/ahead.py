@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from faops.backends.cuda_raw import cubin_cache, nvrtc
 from faops.backends.cuda_raw.nvrtc import Compiled
-from faops.backends.cuda_raw.space import Family
 from faops.backends.cuda_raw.specialize import Specialised, specialise
+from faops.backends.cuda_raw.tiles import Family
 from faops.device import DeviceProfile
 from faops.errors import UnavailableError
 from faops.footprint import Resources

@@ -24,7 +24,7 @@ from typing import Any
 
 from faops import settings
 from faops.architectures import MIB
-from faops.autotune.files import TEMPORARY_SUFFIX, write_whole
+from faops.autotune.cache.files import TEMPORARY_SUFFIX, write_whole
 from faops.backends.cuda_raw import nvrtc
 from faops.backends.cuda_raw.nvrtc import Compiled
 from faops.backends.cuda_raw.source import Source

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from faops.backends.cuda_raw.space import (
-    ELEMENT,
-    WARP,
-    Family,
-    matrix_registers,
-    padded,
-    shared_bytes,
-)
+from faops.backends.cuda_raw.tiles import ELEMENT, WARP, Family, matrix_registers, padded, shared_bytes
 from faops.device import DeviceProfile
 from faops.footprint import Footprint, mma_sync_share, score_work
 from faops.problem import AttentionProblem

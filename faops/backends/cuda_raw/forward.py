@@ -11,7 +11,8 @@ from torch import Tensor
 from faops import defaults
 from faops.backends.cuda_raw import footprint, host
 from faops.backends.cuda_raw.source import CSRC
-from faops.backends.cuda_raw.space import MATRIX_ROWS, Family, halved, space
+from faops.backends.cuda_raw.space import space
+from faops.backends.cuda_raw.tiles import MATRIX_ROWS, Family, halved
 from faops.defaults import ShippedDefault
 from faops.device import DeviceProfile
 from faops.footprint import Footprint, Resources

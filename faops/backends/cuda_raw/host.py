@@ -9,8 +9,8 @@ from torch import Tensor
 
 from faops import settings
 from faops.backends.cuda_raw import nvrtc, targets
-from faops.backends.cuda_raw.space import Family
 from faops.backends.cuda_raw.specialize import Specialised, specialise
+from faops.backends.cuda_raw.tiles import Family
 from faops.device import DeviceProfile, detect, known
 from faops.errors import CompileError, UnavailableError
 from faops.inputs import AttentionInputs

@@ -6,9 +6,9 @@ import torch
 
 from faops.architectures import cuda_number
 from faops.backends.cuda_raw.source import Source
-from faops.backends.cuda_raw.space import SM75, SM80, Family
 from faops.backends.cuda_raw.specialize import specialise
 from faops.backends.cuda_raw.targets import Target
+from faops.backends.cuda_raw.tiles import SM75, SM80, Family
 from faops.inputs import AttentionInputs
 from faops.operands import Operands
 from faops.registry import Config

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from faops.architectures import cuda_number
 from faops.backends.cuda_raw.forward import RawForward
-from faops.backends.cuda_raw.space import SM80
+from faops.backends.cuda_raw.tiles import SM80
 from faops.device import DeviceProfile
 
 

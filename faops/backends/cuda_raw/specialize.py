@@ -10,7 +10,7 @@ from torch import Tensor
 
 from faops.backends.cuda_raw import params
 from faops.backends.cuda_raw.source import Constant, Source, make_source
-from faops.backends.cuda_raw.space import ELEMENT, WARP, Family, padded, shared_bytes
+from faops.backends.cuda_raw.tiles import ELEMENT, WARP, Family, padded, shared_bytes
 from faops.inputs import AttentionInputs
 from faops.operands import Operands, band_of, numbers
 from faops.problem import UNLIMITED

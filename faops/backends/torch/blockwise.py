@@ -10,6 +10,7 @@ from torch import Tensor
 from faops.backends.torch import footprint
 from faops.backends.torch.blockwise_backward import Gradients, attend_backward
 from faops.backends.torch.blockwise_forward import attend
+from faops.backends.torch.space import BLOCKS_K, BLOCKS_Q
 from faops.backends.torch.threads import cpu_threads, thread_choices
 from faops.backends.torch.tiles import Features, alibi_of, compute_dtype
 from faops.device import DeviceProfile
@@ -23,9 +24,6 @@ from faops.registry import Config, Decision, Kernel, decide
 # enough work to hide what launching it costs; a GPU wants far more in flight.
 TILE_SCORES_CPU = 1 << 20
 TILE_SCORES_DEVICE = 1 << 25
-
-BLOCKS_Q = (64, 128, 256, 512)
-BLOCKS_K = (128, 256, 512, 1024)
 
 
 def common_reasons(problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:

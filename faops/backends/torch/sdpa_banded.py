@@ -18,6 +18,7 @@ from torch import Tensor
 from faops.backends.torch import footprint
 from faops.backends.torch.sdpa import Sdpa, shared_reasons
 from faops.backends.torch.sdpa_cpu import cpu_backward, cpu_forward, cpu_reasons
+from faops.backends.torch.space import BANDED_BLOCKS_Q
 from faops.backends.torch.threads import cpu_threads, thread_choices
 from faops.backends.torch.tiles import alibi_of, compute_dtype
 from faops.device import DeviceProfile
@@ -26,8 +27,6 @@ from faops.inputs import AttentionInputs, BackwardInputs
 from faops.layout import empty_lse, empty_out
 from faops.problem import AttentionProblem, Band
 from faops.registry import Config, Decision, decide
-
-BLOCKS_Q = (64, 128, 256, 512, 1024)
 
 
 def _reasons(problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
@@ -48,7 +47,7 @@ class SdpaBanded(Sdpa):
 
     def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         default = self.default_config(problem, device)
-        sizes = [size for size in BLOCKS_Q if size < 2 * problem.seqlen_q]
+        sizes = [size for size in BANDED_BLOCKS_Q if size < 2 * problem.seqlen_q]
         choices = (
             Config(block_q=size, threads=threads) for threads in thread_choices(device.threads) for size in sizes
         )

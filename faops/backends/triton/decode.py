@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from faops.backends.triton import decode_space, launch, specialize
+from faops.backends.triton import decode_space, decode_tiles, launch, specialize
 from faops.backends.triton.base import MAX_PROGRAMS, TritonKernel
 from faops.backends.triton.launch import Launch, Tensors
 from faops.defaults import ShippedDefault
@@ -34,7 +34,7 @@ class TritonDecode(TritonKernel):
     def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
         yield from super()._reasons(problem, device)
         # A tile may hold rows of one head alone, and every split has programs of its own.
-        programs = problem.batch * problem.heads_q * -(-problem.seqlen_q // 16) * decode_space.MAX_SPLITS
+        programs = problem.batch * problem.heads_q * -(-problem.seqlen_q // 16) * decode_tiles.MAX_SPLITS
         if programs > MAX_PROGRAMS:
             yield f"the grid might have more than {MAX_PROGRAMS} programs"
 
@@ -121,9 +121,9 @@ def _make_plan(inputs: DecodeInputs, config: Config, device: DeviceProfile) -> _
     batch, seqlen_q, heads, _ = inputs.q.shape
     rows = batch * seqlen_q * heads
     appends = inputs.k is not None and inputs.v is not None and inputs.k.numel() + inputs.v.numel() > 0
-    splits = min(inputs.num_splits or config.integer("splits"), decode_space.MAX_SPLITS)
+    splits = min(inputs.num_splits or config.integer("splits"), decode_tiles.MAX_SPLITS)
     if splits == 0 and rows > 0:
-        splits = decode_space.choose_splits(inputs.problem(), config, device)
+        splits = decode_tiles.choose_splits(inputs.problem(), config, device)
     partial = rows * splits * (inputs.v_cache.shape[3] + 1) if splits > 1 else 0
     return _Plan(next(_numbers), appends, rows > 0, splits, partial)
 
@@ -170,7 +170,7 @@ def _steps(
 def _describe_append(inputs: DecodeInputs, operands: Operands) -> Launch:
     assert operands.k is not None and operands.v is not None
     batch, new, heads, _ = operands.k.shape
-    tiles = decode_space.row_tiles(new * heads, APPEND_ROWS)
+    tiles = decode_tiles.row_tiles(new * heads, APPEND_ROWS)
     return Launch(
         kernel="append.append",
         grid=(tiles * batch, 1, 1),
@@ -192,7 +192,7 @@ def _describe_decode(
     batch, seqlen_q, heads, _ = q.shape
     heads_kv = operands.k_cache.shape[2]
     group = heads // heads_kv
-    tiles = decode_space.row_tiles(seqlen_q * group, config.integer("block_m"))
+    tiles = decode_tiles.row_tiles(seqlen_q * group, config.integer("block_m"))
     band = inputs.band.simplify(seqlen_q, inputs.capacity)
     slopes = operands.alibi_slopes
     return Launch(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from faops.architectures import cuda_number
-from faops.backends.triton import decode_space, specialize
+from faops.backends.triton import decode_tiles, specialize
 from faops.backends.triton.specialize import width
 from faops.device import DeviceProfile
 from faops.footprint import Footprint, mma_sync_share, score_work
@@ -174,14 +174,14 @@ def _decode(problem: AttentionProblem, device: DeviceProfile, config: Config) ->
     own, stepped = config.integer("block_m"), config.integer("block_n")
     element, wide, wide_v = problem.torch_dtype.itemsize, width(problem.head_dim), width(problem.head_dim_v)
     splits = config.integer("splits") or _splits(problem, config, device)
-    ahead = max(1, (config.integer("num_stages") - 1) // decode_space.loads_in_a_row(problem))
-    walk = _Walk(own, stepped, wide + wide_v, wide + wide_v, wide, 50 + decode_space.tile_registers(config, problem))
-    keys = problem.batch * problem.heads_kv * decode_space.visible_keys(problem)
+    ahead = max(1, (config.integer("num_stages") - 1) // decode_tiles.loads_in_a_row(problem))
+    walk = _Walk(own, stepped, wide + wide_v, wide + wide_v, wide, 50 + decode_tiles.tile_registers(config, problem))
+    keys = problem.batch * problem.heads_kv * decode_tiles.visible_keys(problem)
     memory = element * keys * (problem.head_dim + problem.head_dim_v)
     tiles, then = _decode_tiles(problem, own, stepped, splits), _combine(problem, splits) if splits > 1 else None
     return replace(
         _footprint(problem, device, config, tiles, walk, memory, then),
-        shared_bytes=decode_space.shared_bytes(config, problem, device),
+        shared_bytes=decode_tiles.shared_bytes(config, problem, device),
         in_flight=ahead * element * stepped * (wide + wide_v),
         launches=2 if problem.append else 1,
     )
@@ -190,7 +190,7 @@ def _decode(problem: AttentionProblem, device: DeviceProfile, config: Config) ->
 def _decode_tiles(problem: AttentionProblem, block_m: int, block_n: int, splits: int) -> Tiles:
     """Tiles of all KV heads: a block has positions times heads of the group as rows, and one split of their keys."""
     positions = max(1, block_m // max(1, problem.group))
-    pieces = decode_space.row_tiles(problem.group, block_m)  # that the heads of one position need
+    pieces = decode_tiles.row_tiles(problem.group, block_m)  # that the heads of one position need
     of_head = tiles_of_band(problem.band, problem.seqlen_q, problem.seqlen_k, positions, block_n)
     heads = problem.batch * problem.heads_kv * pieces
     return Tiles(heads * of_head.blocks * splits, heads * of_head.total, -(-of_head.longest // splits))
@@ -198,7 +198,7 @@ def _decode_tiles(problem: AttentionProblem, block_m: int, block_n: int, splits:
 
 @functools.lru_cache(maxsize=1024)
 def _splits(problem: AttentionProblem, config: Config, device: DeviceProfile) -> int:
-    return decode_space.choose_splits(problem, config, device)
+    return decode_tiles.choose_splits(problem, config, device)
 
 
 def _combine(problem: AttentionProblem, splits: int) -> Footprint:

@@ -14,7 +14,6 @@ from faops.device import DeviceProfile
 from faops.problem import AttentionProblem
 from faops.registry import Config
 
-SMALL_SHARED = 100 * 1024  # bytes; 8.6, 8.9 and 12.0 have 99 KiB a block, the others 163 and more
 SCRATCH = 16 * 1024  # bytes; the most that was seen
 # Where Triton gives loads, products and softmax warps of their own. On Hopper it leaves loops with plain pointers as
 # they are, or fails.

@@ -260,7 +260,9 @@ def test_triton_compiles_into_its_own_cache(tmp_path: Path) -> None:
 
 
 def test_costs_are_no_part_of_what_a_timing_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change to footprint.py or ahead.py of a backend leaves every tuned entry valid; one to its kernels does not."""
+    """A change to a backend's lists of configs, to footprint.py or ahead.py leaves every tuned entry valid; one to its
+    kernels does not.
+    """
     from faops.backends.cuda_raw import forward as raw_forward
     from faops.backends.triton import base
 
@@ -275,8 +277,9 @@ def test_costs_are_no_part_of_what_a_timing_depends_on(monkeypatch: pytest.Monke
         return {kernel.id: kernel.source_hash() for kernel in registry.kernels()}
 
     as_is = hashes("")
-    assert hashes("footprint.py") == hashes("ahead.py") == as_is
-    for name in ("launch.py", "blockwise.py", "softmax.cuh"):
+    for name in ("space.py", "decode_space.py", "footprint.py", "ahead.py"):
+        assert hashes(name) == as_is
+    for name in ("tiles.py", "decode_tiles.py", "launch.py", "blockwise.py", "softmax.cuh"):
         assert hashes(name) != as_is
     raw_forward._source_hash.cache_clear()
     base._source_hash.cache_clear()

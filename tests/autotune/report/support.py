@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-from faops.autotune.entry import Entry, Timing
+from faops.autotune.cache.entry import Entry, Timing
 from faops.device import known
 from faops.registry import Config
 from tests.autotune.support import make_entry

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from faops import registry
-from faops.autotune.entry import Entry, Timing
+from faops.autotune.cache.entry import Entry, Timing
 from faops.autotune.report.grid import Grid, dropped_configs, every_place, grids
 from faops.device import detect, known
 from faops.problem import parse_shape

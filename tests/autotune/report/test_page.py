@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faops.autotune.entry import Entry
-from faops.autotune.quantities import seconds
+from faops.autotune.cache.entry import Entry
 from faops.autotune.report.grid import grids
 from faops.autotune.report.markup import Markup, markup, tag
 from faops.autotune.report.page import page
-from faops.autotune.verdict import why
+from faops.autotune.report.quantities import seconds
+from faops.autotune.report.verdict import why
 from faops.registry import Config
 from tests.autotune.support import make_entry
 

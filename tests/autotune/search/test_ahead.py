@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from faops.autotune import effort, model
-from faops.autotune.entry import Timing
+from faops.autotune.cache.entry import Timing
 from faops.autotune.model import Prediction
 from faops.autotune.search import ahead
 from faops.autotune.search.ahead import Ahead, Compiled

@@ -11,7 +11,8 @@ import pytest
 
 from faops.autotune import effort
 from faops.autotune.effort import FINAL, QUICK, SWEEP
-from faops.autotune.replay import ReplayBench, replay
+from faops.autotune.recording.replay import ReplayBench, replay
+from faops.autotune.recording.sweep import Sweep, modelled
 from faops.autotune.search import strategies
 from faops.autotune.search.candidates import Candidate, Space
 from faops.autotune.search.exhaustive import Exhaustive
@@ -19,7 +20,6 @@ from faops.autotune.search.halving import Halving
 from faops.autotune.search.random_draws import RandomDraws
 from faops.autotune.search.strategies import by_name, planned, search
 from faops.autotune.search.strategy import Strategy
-from faops.autotune.sweep import Sweep, modelled
 from faops.device import known
 from faops.errors import ArgumentError
 from faops.problem import AttentionProblem, Band

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from faops.architectures import KNOWN_DEVICES, cuda_number
 from faops.backends.cuda_raw.sample import family_of
-from faops.backends.cuda_raw.space import SM75, Family, space
+from faops.backends.cuda_raw.space import space
 from faops.backends.cuda_raw.specialize import Specialised, specialise
 from faops.backends.cuda_raw.targets import Target
+from faops.backends.cuda_raw.tiles import SM75, Family
 from faops.device import DeviceProfile, known
 from faops.inputs import AttentionInputs
 from faops.layout import empty_lse, empty_out

@@ -9,8 +9,8 @@ from faops.backends.cuda_raw.gates import sass
 from faops.backends.cuda_raw.gates.cases import Case, Findings, GateResult
 from faops.backends.cuda_raw.nvrtc import Compiled
 from faops.backends.cuda_raw.source import ENTRY
-from faops.backends.cuda_raw.space import MATRIX_ROWS, matrix_registers, padded
 from faops.backends.cuda_raw.specialize import Specialised
+from faops.backends.cuda_raw.tiles import MATRIX_ROWS, matrix_registers, padded
 from faops.errors import CompileError
 from faops.occupancy import blocks_per_unit
 

@@ -9,8 +9,8 @@ from faops.backends.cuda_raw import emulator
 from faops.backends.cuda_raw.emulator.counters import SECTOR_BYTES, Counters, GlobalSite
 from faops.backends.cuda_raw.gates.cases import Case, Findings, GateResult
 from faops.backends.cuda_raw.gates.code import predicted_products
-from faops.backends.cuda_raw.space import ELEMENT
 from faops.backends.cuda_raw.specialize import Specialised, specialise
+from faops.backends.cuda_raw.tiles import ELEMENT
 from faops.inputs import AttentionInputs
 
 SEQLEN = 256  # rows and keys of the counted problem: several tiles of each, so that the band matters
