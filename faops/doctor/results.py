@@ -9,6 +9,7 @@ import filelock
 from faops import registry
 from faops.autotune.cache import TuningCache, environment, misses, needs_recheck, serving
 from faops.autotune.cache.entry import Entry
+from faops.autotune.cache.files import below
 from faops.autotune.search.trial import QUARANTINED
 from faops.autotune.tuner import pending
 from faops.autotune.tuner.locking import LOCK_NAME
@@ -31,7 +32,7 @@ def checks() -> list[Check]:
 
 def check_entries() -> Result:
     cache = TuningCache()
-    files = sorted(cache.base.glob("*/*/entries/*.json"))
+    files = cache.files()
     readable = cache.entries()
     if not files:
         return ok("no tuning results yet; `faops tune` makes them")
@@ -93,8 +94,8 @@ def _other_versions(entries: list[Entry], present: dict[str, str]) -> list[str]:
 
 def check_unfinished() -> Result:
     """What a run of the tuner has still to do is on disk while it runs, and stays there when it is interrupted."""
-    directories = list(TuningCache().base.glob(f"*/{environment.directory_name()}"))
-    journals = [path for directory in directories for path in sorted(directory.glob("journal/*.jsonl"))]
+    directories = below(TuningCache().base, f"*/{environment.directory_name()}")
+    journals = [path for directory in directories for path in below(directory, "journal/*.jsonl")]
     problems = [problem for directory in directories for problem in pending.load(directory).problems]
     if not journals and not problems:
         return ok("none")
@@ -128,7 +129,7 @@ def _lines(path: Path) -> int:
 
 def check_misses() -> Result:
     cache = TuningCache()
-    for directory in cache.base.glob(f"*/{environment.directory_name()}/{misses.DIRECTORY}"):
+    for directory in below(cache.base, f"*/{environment.directory_name()}/{misses.DIRECTORY}"):
         if sum(1 for _ in directory.iterdir()) >= misses.LIMIT:
             text = f"{misses.LIMIT} problems ran untuned, and no further one is noted"
             return warn(text, str(directory), fix="faops tune --from-misses")

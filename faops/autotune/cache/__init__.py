@@ -19,7 +19,7 @@ from typing import Any, Literal
 from faops import settings
 from faops.autotune.cache import environment
 from faops.autotune.cache.entry import Entry, ForeignEntryError, NewerEntryError, file_name
-from faops.autotune.cache.files import TEMPORARY_SUFFIX, read_whole, remove, write_whole
+from faops.autotune.cache.files import TEMPORARY_SUFFIX, below, read_whole, remove, write_whole
 from faops.autotune.cache.index import Index
 from faops.autotune.cache.validation import complaint, plain, suits
 from faops.device import DeviceProfile
@@ -360,11 +360,11 @@ class TuningCache:
         """The files of entries, readable or not, sorted."""
         identity = device.identity if isinstance(device, DeviceProfile) else device
         try:
-            found = list(self.base.glob("*/*/entries/*" + suffix))
+            found = below(self.base, "*/*/entries/*" + suffix)
         except OSError as error:
             _warn_once(self.base, str(error.strerror or error))
             return []
-        return sorted(path for path in found if identity in (None, path.parents[2].name))
+        return [path for path in found if identity in (None, path.parents[2].name)]
 
 
 def _persistently(write: Callable[[], bool]) -> bool:

@@ -14,6 +14,7 @@ from faops.architectures import MIB
 from faops.errors import CacheError
 
 TEMPORARY_SUFFIX = ".tmp"
+LOOKS = 20  # at directories that come and go
 LARGEST = 4 * MIB  # bytes of a file worth reading: an entry with hundreds of timings has a hundredth of it
 
 Signature = tuple[int, int, int]
@@ -72,6 +73,17 @@ def signature(path: Path) -> Signature | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def below(directory: Path, pattern: str) -> list[Path]:
+    """The paths below ``directory`` that match a glob pattern, sorted. Raises OSError where something cannot be read.
+
+    Other processes remove directories meanwhile, over which Path.glob stumbles: then it looks again.
+    """
+    for _ in range(LOOKS):
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(directory.glob(pattern))
+    return []
 
 
 def remove(path: Path) -> bool:

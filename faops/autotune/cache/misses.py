@@ -20,7 +20,7 @@ from faops import dispatch, registry, settings
 from faops._version import __version__
 from faops.autotune.cache import TuningCache, environment, serving
 from faops.autotune.cache.entry import file_name
-from faops.autotune.cache.files import read_whole, remove
+from faops.autotune.cache.files import below, read_whole, remove
 from faops.autotune.cache.validation import is_possible
 from faops.device import DeviceProfile
 from faops.dispatch import Plan
@@ -174,7 +174,7 @@ def _read_all(cache: TuningCache, identity: str) -> list[Miss]:
 def _files(directory: Path, pattern: str) -> list[Path]:
     """The files below ``directory`` that match, sorted; none where it cannot be read."""
     try:
-        return sorted(directory.glob(pattern))
+        return below(directory, pattern)
     except OSError:
         return []
 

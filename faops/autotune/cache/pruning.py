@@ -12,7 +12,7 @@ from pathlib import Path
 from faops import registry
 from faops.autotune.cache import MANIFEST, UNREADABLE, TuningCache, environment, load, serving
 from faops.autotune.cache.entry import Entry
-from faops.autotune.cache.files import TEMPORARY_SUFFIX, Signature, remove, signature
+from faops.autotune.cache.files import TEMPORARY_SUFFIX, Signature, below, remove, signature
 from faops.errors import CacheError
 
 DAY = 86400.0  # seconds
@@ -56,7 +56,7 @@ def prune(cache: TuningCache, files: Sequence[Stale]) -> list[Stale]:
                 removed.append(item)
         except CacheError as error:
             failures.append(error)
-    for directory in cache.base.glob("*/*"):
+    for directory in below(cache.base, "*/*"):
         if directory.name != environment.directory_name():
             _remove_if_empty(directory)
     if failures:
@@ -69,7 +69,7 @@ def clear_unfinished(cache: TuningCache) -> int:
 
     Returns the number of problems measured in part. Raises CacheError where a file cannot be removed.
     """
-    found = [path for pattern in UNFINISHED for path in cache.base.glob(f"*/*/{pattern}")]
+    found = [path for pattern in UNFINISHED for path in below(cache.base, f"*/*/{pattern}")]
     return sum(remove(path) and path.suffix == ".jsonl" for path in found)
 
 
@@ -97,14 +97,14 @@ def _why(entry: Entry) -> str:
 def _side_files(cache: TuningCache) -> Iterator[Stale]:
     """What else lies in the directories of other software."""
     for pattern in SIDE_FILES:
-        for path in cache.base.glob(f"*/*/{pattern}"):
+        for path in below(cache.base, f"*/*/{pattern}"):
             if path.relative_to(cache.base).parts[1] != environment.directory_name():
                 yield Stale(path, "", "other software", _age(path), signature(path))
 
 
 def _leftovers(cache: TuningCache) -> Iterator[Stale]:
     """What writers left that were killed."""
-    for path in cache.base.glob(f"**/*{TEMPORARY_SUFFIX}"):
+    for path in below(cache.base, f"**/*{TEMPORARY_SUFFIX}"):
         if _age(path) >= ABANDONED_DAYS:
             yield Stale(path, "", "left by a killed process", _age(path), signature(path))
 
@@ -116,11 +116,11 @@ def _age(path: Path) -> float:
 
 def _remove_if_empty(directory: Path) -> None:
     """Remove the directory of an environment in which nothing but its manifest is left."""
-    files = [path for path in directory.rglob("*") if not path.is_dir()]
-    if all(path == directory / MANIFEST for path in files):
-        with contextlib.suppress(OSError):  # somebody has begun to use it again
+    with contextlib.suppress(OSError):  # somebody has begun to use it again, or removes it as well
+        files = [path for path in below(directory, "**/*") if not path.is_dir()]
+        if all(path == directory / MANIFEST for path in files):
             for path in files:
                 path.unlink()
-            for below in sorted(directory.rglob("*"), reverse=True):
-                below.rmdir()
+            for folder in reversed(below(directory, "**/*")):
+                folder.rmdir()
             directory.rmdir()

@@ -9,7 +9,7 @@ from types import TracebackType
 import torch
 
 from faops.autotune.measurement.bench import DeviceBench
-from faops.autotune.measurement.pool import CompilePool
+from faops.autotune.measurement.pool import CompilePool, compiles
 from faops.autotune.measurement.remote import Measuring
 from faops.autotune.search.ahead import Ahead
 from faops.autotune.search.candidates import Bench, Space
@@ -76,8 +76,3 @@ class Benches:
 def kernels_of(space: Space) -> list[Kernel]:
     """Each kernel of a space once, in order."""
     return list(dict.fromkeys(candidate.kernel for candidate in space.all))
-
-
-def compiles(kernel: Kernel) -> bool:
-    """Whether a kernel has anything to compile ahead."""
-    return type(kernel).compile is not Kernel.compile

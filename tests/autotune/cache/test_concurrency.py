@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,23 @@ def test_directories_that_come_and_go(cache: TuningCache, kernel: FakeKernel) ->
     finish([run(come_and_go, cache.root, number) for number in range(4)])
     prune(cache, stale(cache))
     assert list((cache.base / H200.identity).iterdir()) == []
+
+
+def test_a_directory_that_vanishes_while_it_is_looked_through_spoils_no_list(
+    cache: TuningCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Path.glob does it, which lists directories that it has met before."""
+    cache.store(H200, whole(0))
+    glob, vanishing = Path.glob, [FileNotFoundError(2, "No such file or directory")]
+
+    def hindered(self: Path, pattern: str) -> Iterator[Path]:
+        if vanishing:
+            raise vanishing.pop()
+        return glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", hindered)
+    assert len(cache.files()) == 1
+    assert not vanishing
 
 
 def test_a_look_up_waits_for_no_lock(cache: TuningCache, kernel: FakeKernel) -> None:
