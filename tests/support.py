@@ -312,4 +312,20 @@ def check(case: Case, backend: str | None = None, *, backward: bool = True) -> N
             # and lse, and what remains is the rounding of out, which backward starts from, and of the sums over keys,
             # added up over all rows: a random walk of that step, given eight standard deviations.
             noise = 8 * torch.finfo(case.dtype).eps * float((exact_out.detach() * dout).norm())
+        if name == "sinks":
+            noise = sink_noise(case, leaf.detach(), (exact_out * dout).detach(), exact_lse.detach())
         assert_accurate(f"d{name}", gradient, expected[name], unfused[name], context, noise)
+
+
+def sink_noise(case: Case, sinks: Tensor, products: Tensor, lse: Tensor) -> float:
+    """Noise of the sinks' gradient, which is -sum of p_sink · out · dout over rows and head dim.
+
+    Backward starts from out as it was rounded, by up to half a unit in the last place: a random walk of uniform steps,
+    given eight standard deviations. ``products`` are out · dout.
+    """
+    rows = products.norm(dim=-1)
+    rows = rows.transpose(-1, -2) if case.layout == "bshd" else rows  # (..., heads, rows), as lse
+    weights = torch.where(lse.isfinite(), torch.exp(sinks.double()[:, None] - lse), 0)
+    squares = (weights * rows).square().sum(-1)
+    walk = squares.reshape(-1, squares.shape[-1]).sum(0).sqrt()  # of each head
+    return 8 / 12**0.5 * torch.finfo(case.dtype).eps * largest(walk)

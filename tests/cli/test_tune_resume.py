@@ -31,12 +31,19 @@ def journalled() -> list[str]:
     return [line for path in journals for line in path.read_text().splitlines()[1:]]
 
 
+def heed_ctrl_c() -> None:
+    """These tests may run in the background, where a shell lets all programs ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_keeps_every_timing_and_resume_goes_on(faops: Faops) -> None:
     """A real process with a terminal of its own, as a person has it."""
     master, slave = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-m", "faops_cli", "tune", "--shape", WIDE, "--shape", TINY]
-    process = subprocess.Popen(command, stdout=slave, stderr=slave, stdin=slave, env=env, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=slave, stderr=slave, stdin=slave, env=env, start_new_session=True, preexec_fn=heed_ctrl_c
+    )
     os.close(slave)
     end = time.monotonic() + 60
     while len(journalled()) < 3 and time.monotonic() < end:
