@@ -54,9 +54,14 @@ def _per_head(problem: AttentionProblem, used: bool, dtype: torch.dtype) -> Tens
     return _empty(problem, problem.heads_q, dtype=dtype) if used else None
 
 
+def packed_lengths(longest: int, batch: int) -> Tensor:
+    """Lengths of the sequences of a packed batch: int64 (B,), from ``longest`` down to half of it."""
+    return torch.linspace(longest, longest / 2, batch).round().long()
+
+
 def _total(problem: AttentionProblem, longest: int) -> int:
     """Rows or keys of all sequences of a packed batch."""
-    return int(torch.linspace(longest, longest / 2, problem.batch).round().long().sum())
+    return int(packed_lengths(longest, problem.batch).sum())
 
 
 def _forward(problem: AttentionProblem) -> AttentionInputs:
@@ -112,6 +117,8 @@ def _decode(problem: AttentionProblem) -> DecodeInputs:
     block_table = None
     if problem.layout == "paged":
         pages = capacity // problem.page_size
+        if pages * problem.page_size != capacity:
+            raise ArgumentError("problem", str(problem), "a key length that is a multiple of the page size")
         block_table, leading = _ints(batch, pages), (batch * pages, problem.page_size)
     new_k = new_v = cos = sin = None
     if problem.append:

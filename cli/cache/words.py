@@ -13,7 +13,9 @@ def kernels(count: int) -> str:
 
 
 def counted(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
+    from faops.autotune.report import quantities
+
+    return quantities.counted(count, one, many)
 
 
 def waiting_words(count: int) -> str:

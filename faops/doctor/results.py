@@ -10,6 +10,7 @@ from faops import registry
 from faops.autotune.cache import TuningCache, environment, misses, needs_recheck, serving
 from faops.autotune.cache.entry import Entry
 from faops.autotune.cache.files import below
+from faops.autotune.report.quantities import counted
 from faops.autotune.search.trial import QUARANTINED
 from faops.autotune.tuner import pending
 from faops.autotune.tuner.locking import LOCK_NAME
@@ -40,7 +41,7 @@ def check_entries() -> Result:
     if unreadable:
         text = f"{len(unreadable)} of {len(files)} tuning results cannot be read and are not used"
         return warn(text, *map(str, unreadable), fix="rm -r " + " ".join(f"'{path}'" for path in unreadable))
-    return ok(_counted(len(readable), "tuning result"), *_lost_configs(readable))
+    return ok(counted(len(readable), "tuning result", "tuning results"), *_lost_configs(readable))
 
 
 def _lost_configs(entries: list[Entry]) -> list[str]:
@@ -63,13 +64,13 @@ def check_stale() -> Result:
     details += [f"{reason}: {entry.attention_problem()}" for entry, reason in recheck]
     details += _other_versions(elsewhere, present)
     if changed:
-        text = f"{_counted(len(changed), 'tuning result')} of kernels that have changed since, and not used"
+        text = f"{counted(len(changed), 'tuning result', 'tuning results')} of kernels that have changed since, and not used"
         return warn(text, *details, fix=_tune_again(changed))
     if recheck:
-        text = f"{_counted(len(recheck), 'tuning result')} from another driver, to be measured again"
+        text = f"{counted(len(recheck), 'tuning result', 'tuning results')} from another driver, to be measured again"
         return warn(text, *details, fix=_tune_again([entry for entry, _ in recheck]))
     if elsewhere and not here:
-        text = f"all {_counted(len(elsewhere), 'tuning result')} from other versions, and not used"
+        text = f"all {counted(len(elsewhere), 'tuning result', 'tuning results')} from other versions, and not used"
         return warn(text, *details, fix=_tune_again(elsewhere))
     return ok("every one is" if here else "there are none", *details)
 
@@ -102,8 +103,8 @@ def check_unfinished() -> Result:
     if any(_held(directory.parent / LOCK_NAME) for directory in directories):
         return ok("a process is tuning now")
     timings = sum(max(0, _lines(path) - 1) for path in journals)  # the first line is no timing
-    count = _counted(max(len(problems), len(journals)), "problem")
-    text = f"{count} of an interrupted run left, with {_counted(timings, 'timing')} kept"
+    count = counted(max(len(problems), len(journals)), "problem", "problems")
+    text = f"{count} of an interrupted run left, with {counted(timings, 'timing', 'timings')} kept"
     return warn(text, *map(str, problems), fix="faops tune --resume")
 
 
@@ -138,9 +139,6 @@ def check_misses() -> Result:
         return ok("none waits")
     details = (f"{identity}: {count}" for identity, count in waiting.items())
     return ok(
-        f"{_counted(sum(waiting.values()), 'problem')} ran untuned; `faops tune --from-misses` tunes them", *details
+        f"{counted(sum(waiting.values()), 'problem', 'problems')} ran untuned; `faops tune --from-misses` tunes them",
+        *details,
     )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -10,10 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from types import TracebackType
 
 from faops.autotune import effort
-from faops.autotune.measurement.process import AVAILABLE, Request, wait
+from faops.autotune.measurement.process import AVAILABLE, Closable, Request, wait
 from faops.autotune.measurement.remote import Helper, cannot_start, described, value_of
 from faops.autotune.search.candidates import Candidate
 from faops.device import DeviceProfile
@@ -42,20 +41,12 @@ def compile_all(
             on_compiled(candidate, compiled)
 
 
-class CompilePool:
+class CompilePool(Closable):
     """Processes that compile, started when there is something to compile, kept for the next problem. A context
     manager; they end with it."""
 
     def __init__(self, processes: int = effort.COMPILE_PROCESSES) -> None:
         self.helpers = [Helper(threads=1) for _ in range(max(1, processes))]
-
-    def __enter__(self) -> CompilePool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the processes, whatever they are doing."""

@@ -16,8 +16,9 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from faops.autotune import effort
 from faops.errors import CrashedError, HangError, TuningError
@@ -38,6 +39,23 @@ SHOWN_LINES = 3  # of the output, in a message
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
+
+
+C = TypeVar("C", bound="Closable")
+
+
+class Closable(ABC):
+    """A context manager that ends what it has started, however its block is left."""
+
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it."""
 
 
 class Child:

@@ -10,7 +10,6 @@ import contextlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from faops.autotune.effort import Budget
 from faops.autotune.measurement.bench import DeviceBench
 from faops.autotune.measurement.clocks import Sampled
 from faops.autotune.measurement.conditions import Conditions
-from faops.autotune.measurement.process import AVAILABLE, Answer, Child, Request
+from faops.autotune.measurement.process import AVAILABLE, Answer, Child, Closable, Request
 from faops.autotune.measurement.worker import fingerprint
 from faops.autotune.search.candidates import Candidate
 from faops.device import DeviceProfile
@@ -117,7 +116,7 @@ def rebuilt(name: str, message: str) -> Exception:
     return TuningError(f"{name}: {message}")
 
 
-class Measuring:
+class Measuring(Closable):
     """Benches for problems on one device, all of one child process. A context manager; the child ends with it.
 
     Raises nothing until a bench is asked for.
@@ -128,14 +127,6 @@ class Measuring:
         self.profile = profile
         self.helper = Helper(torch.get_num_threads())
         self.opened: tuple[Child, AttentionProblem] | None = None
-
-    def __enter__(self) -> Measuring:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the child."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from faops.architectures import KNOWN_DEVICES
-from faops.autotune.measurement.synthetic import Inputs, inputs_for
+from faops.autotune.measurement.synthetic import inputs_for
 from faops.backends.triton import backward, decode, forward
 from faops.backends.triton.base import TritonKernel
 from faops.backends.triton.launch import Launch, Tensors
 from faops.device import DeviceProfile, known
+from faops.hollow import Inputs
 from faops.inputs import AttentionInputs, BackwardInputs, DecodeInputs
 from faops.problem import AttentionProblem, Band, Op
 from faops.registry import Config
