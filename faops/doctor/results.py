@@ -64,7 +64,8 @@ def check_stale() -> Result:
     details += [f"{reason}: {entry.attention_problem()}" for entry, reason in recheck]
     details += _other_versions(elsewhere, present)
     if changed:
-        text = f"{counted(len(changed), 'tuning result', 'tuning results')} of kernels that have changed since, and not used"
+        count = counted(len(changed), "tuning result", "tuning results")
+        text = f"{count} of kernels that have changed since, and not used"
         return warn(text, *details, fix=_tune_again(changed))
     if recheck:
         text = f"{counted(len(recheck), 'tuning result', 'tuning results')} from another driver, to be measured again"
@@ -138,7 +139,5 @@ def check_misses() -> Result:
     if not waiting:
         return ok("none waits")
     details = (f"{identity}: {count}" for identity, count in waiting.items())
-    return ok(
-        f"{counted(sum(waiting.values()), 'problem', 'problems')} ran untuned; `faops tune --from-misses` tunes them",
-        *details,
-    )
+    total = counted(sum(waiting.values()), "problem", "problems")
+    return ok(f"{total} ran untuned; `faops tune --from-misses` tunes them", *details)
