@@ -30,7 +30,7 @@ from faops.registry import Config, Kernel
 LAYOUT = "v1"  # of the directories
 SETTLED_SECONDS = 1.0  # a directory written this recently may be written again under the same time stamp
 INDEX_LIMIT = 64  # directories kept in memory
-ATTEMPTS = 3  # at writing into a directory that somebody else removes
+ATTEMPTS = 10  # at writing into a directory that somebody else removes
 MANIFEST = "manifest.json"
 MISSING = (FileNotFoundError, NotADirectoryError)  # there is nothing to read, and nothing to warn of
 UNREADABLE = (OSError, ValueError, RecursionError)  # there is something, and it is no entry
@@ -368,10 +368,13 @@ class TuningCache:
 
 
 def _persistently(write: Callable[[], bool]) -> bool:
-    """Write again if the directory vanished on the way, which is what another process that prunes may do."""
+    """Write again if the directory vanished on the way, which is what another process that prunes may do.
+
+    FileExistsError too: Path.mkdir raises it for a directory that was in the way and is gone when mkdir looks at it.
+    """
     for _ in range(ATTEMPTS - 1):
         try:
             return write()
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             continue
     return write()

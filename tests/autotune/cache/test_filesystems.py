@@ -307,6 +307,23 @@ def test_the_directory_vanishes_while_an_entry_is_written(
     assert cache.load(H200, PROBLEM) == stored
 
 
+def test_the_directory_vanishes_while_it_is_made(cache: TuningCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between mkdir, which meets it, and the look whether it is a directory: Path.mkdir then says that it exists."""
+    stored = cache.store(H200, make_entry(H200))
+    made: list[Path] = []
+    is_dir = Path.is_dir
+
+    def hindered(self: Path) -> bool:
+        if self == stored.path.parent and not made:
+            made.append(self)
+            shutil.rmtree(self)
+        return is_dir(self)
+
+    monkeypatch.setattr(Path, "is_dir", hindered)
+    assert cache.load(H200, PROBLEM) == cache.store(H200, make_entry(H200))
+    assert made
+
+
 def test_a_directory_that_always_vanishes_is_an_error(cache: TuningCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "open", Refusal(errno.ENOENT, open), raising=False)
     with pytest.raises(CacheError, match="No such file"):
