@@ -1,4 +1,4 @@
-"""The tensors and numbers that a kernel of our own is launched with, made from a forward call; alike for all backends.
+"""The tensors and numbers that a kernel of our own is launched with, made from its inputs; alike for all backends.
 
 A kernel gets each tensor's strides beside its pointer, so that nothing is copied or expanded to suit it.
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from faops.inputs import AttentionInputs
+from faops.inputs import AttentionInputs, DecodeInputs
 from faops.philox import threshold
 from faops.problem import Band
 
@@ -45,6 +45,40 @@ class Operands(NamedTuple):
         return Operands(
             inputs.q, inputs.k, inputs.v, out, lse, contiguous(slopes), bias, inputs.mask, contiguous(sinks),
             contiguous(inputs.cu_seqlens_q), contiguous(inputs.cu_seqlens_k), rng,
+        )  # fmt: skip
+
+
+class DecodeOperands(NamedTuple):
+    """The tensors of a KV-cache call as the kernels read them. None is written but the caches."""
+
+    q: Tensor
+    k_cache: Tensor
+    v_cache: Tensor
+    k: Tensor | None
+    v: Tensor | None
+    cache_seqlens: Tensor | None
+    cache_batch_idx: Tensor | None
+    cache_leftpad: Tensor | None
+    block_table: Tensor | None
+    rotary_cos: Tensor | None
+    rotary_sin: Tensor | None
+    alibi_slopes: Tensor | None
+    bias: Tensor | None
+    mask: Tensor | None
+    sinks: Tensor | None
+
+    @staticmethod
+    def of(inputs: DecodeInputs) -> DecodeOperands:
+        table, cos, sin = inputs.block_table, inputs.rotary_cos, inputs.rotary_sin
+        if table is not None and table.stride(1) != 1:
+            table = table.contiguous()
+        if cos is not None and cos.shape[1] == 0:
+            cos = sin = None
+        return DecodeOperands(
+            inputs.q, inputs.k_cache, inputs.v_cache, inputs.k, inputs.v, contiguous(inputs.cache_seqlens),
+            contiguous(inputs.cache_batch_idx), contiguous(inputs.cache_leftpad), table, contiguous(cos),
+            contiguous(sin), contiguous(inputs.alibi_slopes), inputs.bias,
+            None if inputs.mask is None else inputs.mask.view(torch.uint8), contiguous(inputs.sinks),
         )  # fmt: skip
 
 
@@ -122,3 +156,12 @@ def call_key(inputs: AttentionInputs, tensors: Iterable[Tensor | None]) -> tuple
         describe(tensors), inputs.max_seqlen_q, inputs.max_seqlen_k, inputs.window_left, inputs.window_right,
         inputs.scale, inputs.softcap, inputs.dropout_p,
     )  # fmt: skip
+
+
+def cache_strides(operands: DecodeOperands) -> dict[str, int]:
+    """Strides of the caches and the block table; a dense cache's batch entries are its pages."""
+    found: dict[str, int] = {}
+    for name, cache in (("k_cache", operands.k_cache), ("v_cache", operands.v_cache)):
+        found |= {f"{name}_page": cache.stride(0), f"{name}_row": cache.stride(1), f"{name}_head": cache.stride(2)}
+    found["table_batch"] = 0 if operands.block_table is None else operands.block_table.stride(0)
+    return found

@@ -28,7 +28,10 @@ from faops.registry import Kernel
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(__file__).with_name("shipped_defaults.txt")
-KERNELS = ("cuda_raw.sm75_forward", "cuda_raw.sm80_forward", "triton.backward", "triton.decode", "triton.forward")
+KERNELS = (
+    "cuda_raw.sm75_decode", "cuda_raw.sm75_forward", "cuda_raw.sm80_decode", "cuda_raw.sm80_forward", "triton.backward",
+    "triton.decode", "triton.forward",
+)  # fmt: skip
 CARDS = ("t4", "a100", "3090", "4090", "h200", "b200", "5090")  # one for each architecture
 DTYPES = ("float16", "bfloat16", "float32")
 HEAD_DIMS = ((64, 64), (65, 40), (96, 97), (128, 128), (192, 128), (193, 256))  # of keys and of values
@@ -206,7 +209,7 @@ def test_the_file_as_it_is_parses() -> None:
         (lambda data: data["rows"][0].update(provenance="hearsay"), "row 1: no provenance is called 'hearsay'"),
         (lambda data: data["rows"][0].update(head_dim=[64]), "IndexError"),
         (lambda data: data["rows"][0].update(head_dim=[128, 64]), "row 1: head_dim ends before it begins"),
-        (lambda data: data["rows"].append(data["rows"][0]), "two rows of cuda_raw.sm75_forward fit the same: tile_m="),
+        (lambda data: data["rows"].append(data["rows"][0]), "two rows of cuda_raw.sm75_decode fit the same: tile_m="),
         (lambda data: data["provenance"]["triton"].update(how="guessed"), "provenance triton: how is 'guessed'"),
         (lambda data: data["provenance"]["triton"].update(how="measured"), "measured on no device"),
         (lambda data: data["provenance"]["triton"].pop("commit"), "KeyError: 'commit'"),

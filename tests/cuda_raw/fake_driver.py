@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from faops.backends.cuda_raw import cubin_cache, launch, nvrtc, params
+from faops.backends.cuda_raw import cubin_cache, decode_parts, launch, nvrtc, params
 from faops.backends.cuda_raw.emulator import Buffer, run
 from faops.backends.cuda_raw.emulator.tensors import buffer_of
 from faops.backends.cuda_raw.nvrtc import Compiled
@@ -26,10 +27,22 @@ ARGUMENTS_END = 0  # CU_LAUNCH_PARAM_END, and no "extra"
 C_TYPES = {"i64": ctypes.c_int64, "int": ctypes.c_int32, "float": ctypes.c_float, "u32": ctypes.c_uint32}
 
 
-class ParamsStruct(ctypes.Structure):
-    """The struct as a C compiler lays it out."""
+STRUCTS = tuple(
+    value for module in (params, decode_parts) for value in vars(module).values() if isinstance(value, params.Struct)
+)
 
-    _fields_ = [(name, ctypes.c_uint64 if kind.endswith("*") else C_TYPES[kind]) for name, kind, _ in params.FIELDS]
+
+@functools.cache
+def c_struct(struct: params.Struct) -> type[ctypes.Structure]:
+    """The struct as a C compiler lays it out."""
+    members = [(name, ctypes.c_uint64 if kind.endswith("*") else C_TYPES[kind]) for name, kind in struct.fields]
+    return type("Params", (ctypes.Structure,), {"_fields_": members})
+
+
+def struct_of(source: Source) -> params.Struct:
+    """The struct that a kernel takes."""
+    text = dict(source.headers)["params.cuh"]
+    return next(struct for struct in STRUCTS if struct.header() == text)
 
 
 class OnCard(torch.Tensor):
@@ -40,6 +53,9 @@ class OnCard(torch.Tensor):
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return torch.device("cuda", self.index)
+
+    def get_device(self) -> int:
+        return self.index
 
 
 def on_card(tensor: Tensor, index: int = 0) -> OnCard:
@@ -64,10 +80,12 @@ class Launched:
     extra: int
     packed: bytes
     thread: int
+    struct: params.Struct
 
     @property
-    def params(self) -> ParamsStruct:
-        return ParamsStruct.from_buffer_copy(self.packed)
+    def params(self) -> Any:
+        """The parameters by name."""
+        return c_struct(self.struct).from_buffer_copy(self.packed)
 
 
 @dataclass
@@ -116,13 +134,14 @@ class FakeDriver:
         assert (threading.get_ident(), self.current) in self.contexts, "no context is current in this thread"
         *sizes, shared_bytes, stream, arguments, extra = numbers
         first = ctypes.c_uint64.from_address(arguments).value  # an array of one pointer, to the struct
-        packed = ctypes.string_at(first, params.SIZE)
+        source = self.sources[self.loaded[function - 101]]
+        struct = struct_of(source)
+        packed = ctypes.string_at(first, struct.size)
         grid, block = (sizes[0], sizes[1], sizes[2]), (sizes[3], sizes[4], sizes[5])
         self.launched.append(
-            Launched(function, grid, block, shared_bytes, stream, extra, packed, threading.get_ident())
+            Launched(function, grid, block, shared_bytes, stream, extra, packed, threading.get_ident(), struct)
         )
         if self.memory:
-            source = self.sources[self.loaded[function - 101]]
             buffers: list[Buffer] = [buffer_of(*one) for one in self.memory]
             run(source, self.arch, packed, grid[0], shared_bytes, buffers)
 

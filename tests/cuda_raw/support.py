@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from faops import dispatch, registry
-from faops.backends.cuda_raw import emulator, host
+from faops.backends.cuda_raw import emulator
 from faops.backends.cuda_raw.emulator import Report
 from faops.backends.cuda_raw.forward import RawForward
 from faops.backends.cuda_raw.source import Source
 from faops.backends.cuda_raw.specialize import Specialised
-from faops.operands import Operands
 from faops.registry import Config
 from tests.support import Case, check
 
@@ -47,30 +47,30 @@ def kernel_of(card: str) -> RawForward:
 
 @contextlib.contextmanager
 def emulated(
-    card: str, config: Config | None = None, mode: str = "run", change: Callable[[Source], Source] | None = None
+    card: str,
+    config: Config | None = None,
+    mode: str = "run",
+    change: Callable[[Source], Source] | None = None,
+    kernels: Mapping[str, str] = KERNELS,
 ) -> Iterator[list[Launch]]:
-    """Calls on CPU tensors run on an emulated ``card``, with ``config`` instead of the default one, in a ``mode`` of
-    the emulator, from a source that ``change`` has altered. Gives the list that each launch adds itself to.
+    """Calls on CPU tensors run on an emulated ``card``, its kernel among ``kernels`` with ``config`` instead of the
+    default one, in a ``mode`` of the emulator, from sources that ``change`` has altered. Gives the list that each
+    launch adds itself to.
     """
     launches: list[Launch] = []
-    original, specialise = emulator.launch, host.specialise
+    original = emulator.launch
 
-    def launch(kernel: Specialised, operands: Operands, arch: str) -> Report:
-        report = original(kernel, operands, arch, mode)
+    def launch(kernel: Specialised, tensors: Sequence[Tensor | None], arch: str) -> Report:
+        kernel = kernel if change is None else replace(kernel, source=change(kernel.source))
+        report = original(kernel, tensors, arch, mode)
         launches.append(Launch(kernel, report))
         return report
-
-    def altered(*arguments: Any) -> Specialised:
-        kernel = specialise(*arguments)
-        return kernel if change is None else replace(kernel, source=change(kernel.source))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAOPS_EMULATE", card)
         patch.setattr(emulator, "launch", launch)
-        patch.setattr(host, "specialise", altered)
-        patch.setattr(host, "_specialised", {})
         if config is not None:
-            patch.setattr(kernel_of(card), "default_config", lambda problem, device: config)
+            patch.setattr(registry.get(kernels[card]), "default_config", lambda problem, device: config)
         dispatch.forget()
         yield launches
     dispatch.forget()

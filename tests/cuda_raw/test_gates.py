@@ -232,7 +232,7 @@ def test_every_feature_changes_the_kernel(feature: str) -> None:
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--target", "sm_75", "--head-dim", "64", "--jobs", "1"]
+    arguments = ["--target", "sm_75", "--head-dim", "64", "--feature", "causal", "--jobs", "1"]
     assert gates.main(arguments) == 0
     printed = capsys.readouterr().out
     assert printed.count("holds") == 2 and "2 kernels checked, 0 fail" in printed
@@ -240,7 +240,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_command_fails_with_a_kernel(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("faops.backends.cuda_raw.gates.code.wanted_blocks", lambda case: 4)
-    arguments = ["--target", "sm_75", "--head-dim", "64", "--no-counts", "--jobs", "1"]
+    arguments = ["--target", "sm_75", "--head-dim", "64", "--feature", "causal", "--no-counts", "--jobs", "1"]
     assert gates.main(arguments) == 1
     printed = capsys.readouterr().out
     assert "2 blocks fit a multiprocessor, 4 wanted" in printed and "2 kernels checked, 2 fail" in printed

@@ -16,13 +16,14 @@ from torch import Tensor
 import faops
 from benchmarks.gpu.attention import Call, Trial, check_result, prepare
 from faops import dispatch, execute
-from faops.backends.cuda_raw import host, launch, params, targets
+from faops.backends.cuda_raw import decode_parts, host, launch, targets
+from faops.backends.cuda_raw.params import FORWARD, Struct
 from faops.backends.cuda_raw.source import CSRC
 from faops.backends.cuda_raw.tiles import make_config
 from faops.device import known
 from faops.errors import CaptureError, FaopsWarning, LaunchError, NoKernelError, UnavailableError
 from faops.operands import Operands
-from tests.cuda_raw.fake_driver import STREAM, FakeDriver, ParamsStruct, install, on_card
+from tests.cuda_raw.fake_driver import STREAM, STRUCTS, FakeDriver, c_struct, install, on_card
 
 CPU, A100 = torch.device("cpu"), known("a100")
 SHAPE = {"seqlen_q": 70, "seqlen_k": 90, "head_dim": 32, "head_dim_v": 48}
@@ -57,7 +58,7 @@ def test_parameters_are_the_struct_of_the_call(driver: FakeDriver) -> None:
     go(call)
     (launched,) = driver.launched
     found, operands, case = launched.params, call.operands, call.case
-    for name, tensor in zip(params.POINTERS, operands):
+    for name, tensor in zip(FORWARD.pointers, operands):
         assert getattr(found, name) == (0 if tensor is None else tensor.data_ptr()), name
     for name in ("q", "k", "v", "out"):
         tensor = getattr(operands, name)
@@ -90,7 +91,7 @@ def test_dropout_and_varlen_arrive(driver: FakeDriver) -> None:
     call = make_call(*ALL)
     go(call)
     found = driver.launched[0].params
-    assert all(getattr(found, name) for name in params.POINTERS)
+    assert all(getattr(found, name) for name in FORWARD.pointers)
     assert found.total_q == call.operands.q.shape[0] and found.q_batch == found.lse_batch == 0
     dropped = call.case.options["dropout_p"]
     assert found.keep_scale == pytest.approx(1 / (1 - dropped)) and found.drop_below == pytest.approx(dropped * 2**32)
@@ -104,7 +105,7 @@ def test_what_arrives_computes_the_right_thing(driver: FakeDriver, features: tup
     call = make_call(*features)
     driver.memory = [
         (tensor, name, name in ("out", "lse"))
-        for name, tensor in zip(params.POINTERS, call.operands)
+        for name, tensor in zip(FORWARD.pointers, call.operands)
         if tensor is not None
     ]
     go(call)
@@ -296,7 +297,8 @@ int main() {{
 """
 
 
-def test_struct_is_what_a_compiler_makes_of_the_header(tmp_path: Path) -> None:
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.pointers[0])
+def test_struct_is_what_a_compiler_makes_of_the_header(struct: Struct, tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("NOT TESTED, the parameter struct was not compiled: there is no C++ compiler")
@@ -306,29 +308,34 @@ def test_struct_is_what_a_compiler_makes_of_the_header(tmp_path: Path) -> None:
         line in (CSRC / "ptx.cuh").read_text() for line in ("using u32 = unsigned int;", "using i64 = long long;")
     )
     (tmp_path / "ptx.cuh").write_text(types)
-    (tmp_path / "params.cuh").write_text(params.header())
-    lines = "\n".join(f'    std::printf("{name} %zu\\n", offsetof(Params, {name}));' for name in params.NAMES)
+    (tmp_path / "params.cuh").write_text(struct.header())
+    names = [name for name, _ in struct.fields]
+    lines = "\n".join(f'    std::printf("{name} %zu\\n", offsetof(Params, {name}));' for name in names)
     (tmp_path / "offsets.cpp").write_text(OFFSETS.format(lines=lines))
     program = tmp_path / "offsets"
     subprocess.run([compiler, "-std=c++17", str(tmp_path / "offsets.cpp"), "-o", str(program)], check=True)
     said = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
     compiled = {name: int(offset) for name, offset in map(str.split, said.splitlines())}
-    assert compiled.pop("sizeof") == params.SIZE
-    assert compiled == {name: getattr(ParamsStruct, name).offset for name in params.NAMES}
-    assert [compiled[name] for name in params.POINTERS] == list(params.POINTER_OFFSETS)
+    assert compiled.pop("sizeof") == struct.size
+    assert compiled == {name: getattr(c_struct(struct), name).offset for name in names}
+    assert [compiled[name] for name in struct.pointers] == list(struct.pointer_offsets)
     # Every member, and no other, is where pack puts it, and is as wide as what pack writes.
-    codes = {"i64": "q", "int": "i", "float": "f", "u32": "I"}
-    for name, kind, code in params.FIELDS:
-        assert code == ("Q" if kind.endswith("*") else codes[kind]), name
-        packed = params.pack({name: 1})
-        found = ParamsStruct.from_buffer_copy(packed)
-        assert [other for other in params.NAMES if getattr(found, other)] == [name], (name, kind)
+    for name in names:
+        found = c_struct(struct).from_buffer_copy(struct.pack({name: 1}))
+        assert [other for other in names if getattr(found, other)] == [name]
 
 
 def test_pointers_stand_in_the_order_of_the_operands() -> None:
-    assert Operands._fields == params.POINTERS
+    assert Operands._fields == FORWARD.pointers
     call = make_call(*ALL)
     assert None not in call.operands
-    addresses = params.POINTER_STRUCT.unpack_from(call.kernel.packed(call.operands), 0)
-    assert addresses == tuple(tensor.data_ptr() for tensor in call.operands if tensor is not None)
+    found = c_struct(FORWARD).from_buffer_copy(call.kernel.packed(call.operands))
+    addresses = [getattr(found, name) for name in FORWARD.pointers]
+    assert addresses == [tensor.data_ptr() for tensor in call.operands if tensor is not None]
     assert len(set(addresses)) == len(addresses)
+
+
+def test_what_a_kernel_may_write() -> None:
+    assert FORWARD.written == {"out", "lse"}
+    assert decode_parts.APPEND.written == {"k_cache", "v_cache"}
+    assert decode_parts.COMBINE.written == {"out", "lse"}

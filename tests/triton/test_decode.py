@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from tests.triton.kvcache import FEATURES, TILES, check, compatible, make_call
-from tests.triton.support import DTYPES
+from tests.kvcache import DTYPES, FEATURES, compatible, make_call
+from tests.triton.kvcache import TILES, check
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 

@@ -17,7 +17,9 @@ from faops.device import known
 from faops.inputs import DecodeInputs
 from faops.problem import AttentionProblem, Band
 from faops.registry import Config, Rejected
-from tests.triton.kvcache import TILES, bits, configured, make_call
+from faops.splits import MAX_SPLITS
+from tests.kvcache import bits, make_call
+from tests.triton.kvcache import TILES, configured
 from tests.triton.support import BACKEND
 
 H100 = known("h100")
@@ -182,13 +184,13 @@ def test_splits_fill_the_device_and_no_more() -> None:
     few = splits(batch=1)
     assert 132 <= 8 * few <= 4 * 132
     assert splits(batch=1, seqlen_k=64) == 1, "one block of keys cannot be split"
-    assert splits(batch=1, heads_q=1, heads_kv=1, seqlen_k=2**20) == decode_tiles.MAX_SPLITS
+    assert splits(batch=1, heads_q=1, heads_kv=1, seqlen_k=2**20) == MAX_SPLITS
     assert splits(batch=1, band=Band(100, 0)) < few, "a window leaves few blocks"
 
 
 def test_asked_for_splits_win_up_to_a_limit() -> None:
     q, cache = torch.randn(1, 1, 1, 16), torch.randn(1, 300, 1, 16)
-    for asked, of_config, got in ((0, 0, 1), (3, 0, 3), (3, 5, 3), (0, 5, 5), (1000, 0, decode_tiles.MAX_SPLITS)):
+    for asked, of_config, got in ((0, 0, 1), (3, 0, 3), (3, 5, 3), (0, 5, 5), (1000, 0, MAX_SPLITS)):
         config = decode_space.make_config(16, 512, 4, 1, splits=of_config)
         made = decode.launches(make_inputs(q, cache, cache, num_splits=asked), config, H100)
         assert made[0][0].numbers["splits"] == got

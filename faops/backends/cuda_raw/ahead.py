@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from faops.backends.cuda_raw import cubin_cache, nvrtc
+from faops.backends.cuda_raw import cubin_cache, decode, nvrtc
+from faops.backends.cuda_raw.decode_specialize import ENTRY
 from faops.backends.cuda_raw.nvrtc import Compiled
 from faops.backends.cuda_raw.specialize import Specialised, specialise
 from faops.backends.cuda_raw.tiles import Family
@@ -10,7 +11,7 @@ from faops.device import DeviceProfile
 from faops.errors import UnavailableError
 from faops.footprint import Resources
 from faops.hollow import hollow_inputs
-from faops.inputs import AttentionInputs
+from faops.inputs import AttentionInputs, DecodeInputs
 from faops.layout import empty_lse, empty_out
 from faops.operands import Operands
 from faops.problem import AttentionProblem
@@ -37,6 +38,21 @@ def compile(family: Family, problem: AttentionProblem, device: DeviceProfile, co
     kernel = specialised(family, problem, config)
     compiled = cubin_cache.compile_cached(kernel.source, nvrtc.target_of(device.arch))
     return _resources(kernel, compiled)
+
+
+def compile_decode(problem: AttentionProblem, device: DeviceProfile, config: Config) -> Resources | None:
+    """The same for every launch of a KV-cache call. Registers and shared memory are those of the attention."""
+    if reason := nvrtc.probe():
+        raise UnavailableError(reason)
+    inputs = hollow_inputs(problem)
+    assert isinstance(inputs, DecodeInputs)
+    _, _, steps = decode.launches(inputs, config, device)
+    found = None
+    for kernel, _ in steps:
+        compiled = cubin_cache.compile_cached(kernel.source, nvrtc.target_of(device.arch))
+        if kernel.source.entry == ENTRY:
+            found = _resources(kernel, compiled)
+    return found
 
 
 def _resources(kernel: Specialised, compiled: Compiled) -> Resources | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -74,16 +74,23 @@ def run(family: Family, inputs: AttentionInputs, out: Tensor, lse: Tensor | None
         if len(_specialised) >= MEMO_LIMIT:
             _specialised.clear()
         kernel = _specialised[key] = specialise(family, inputs, operands, config)
-    if inputs.q.device.type == "cpu":
+    enqueue(kernel, operands)
+
+
+def enqueue(kernel: Specialised, tensors: Sequence[Tensor | None]) -> None:
+    """Launch ``kernel`` where its tensors lie; the first is there. Raises UnavailableError as :func:`run` does."""
+    assert tensors[0] is not None
+    device = tensors[0].device
+    if device.type == "cpu":
         from faops.backends.cuda_raw import emulator
 
-        emulator.launch(kernel, operands, known(emulated_card() or "a100").arch)
+        emulator.launch(kernel, tensors, known(emulated_card() or "a100").arch)
         return
     from faops.backends.cuda_raw.launch import launch
 
     try:
-        launch(kernel, operands)
+        launch(kernel, tensors)
     except (CompileError, ImportError, UnavailableError) as error:
         reason = f"{type(error).__name__}: {error}"
-        _broken[detect(inputs.q.device).name] = reason
+        _broken[detect(device).name] = reason
         raise UnavailableError(reason) from error

@@ -10,15 +10,16 @@ import ctypes
 import functools
 import importlib
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from faops.backends.cuda_raw import cubin_cache, nvrtc, targets
 from faops.backends.cuda_raw.specialize import Specialised
 from faops.backends.cuda_raw.targets import Target
 from faops.errors import CaptureError, LaunchError, UnavailableError
-from faops.operands import Operands
 
 DEFAULT_SHARED = 48 * 1024  # bytes a block may have without being asked for
 
@@ -78,17 +79,18 @@ _functions: dict[tuple[int, str, int], Function] = {}
 _loading = threading.Lock()
 
 
-def launch(kernel: Specialised, operands: Operands) -> None:
-    """Enqueue ``kernel`` on torch's current stream of the operands' device."""
-    index = operands.q.device.index
+def launch(kernel: Specialised, tensors: Sequence[Tensor | None]) -> None:
+    """Enqueue ``kernel`` on torch's current stream of the device of its tensors, the first of which is there."""
+    assert tensors[0] is not None
+    index = tensors[0].get_device()
     if index == torch.cuda.current_device():
-        _launch(kernel, operands, index)
+        _launch(kernel, tensors, index)
     else:
         with torch.cuda.device(index):
-            _launch(kernel, operands, index)
+            _launch(kernel, tensors, index)
 
 
-def _launch(kernel: Specialised, operands: Operands, index: int) -> None:
+def _launch(kernel: Specialised, tensors: Sequence[Tensor | None], index: int) -> None:
     if getattr(_thread, "device", None) != index:
         _make_current(index)
         _thread.device = index
@@ -98,7 +100,7 @@ def _launch(kernel: Specialised, operands: Operands, index: int) -> None:
         with _loading:
             function = _functions.get(key) or _load(key, kernel, index)
     stream = torch.cuda.current_stream(index).cuda_stream  # read anew: a graph's capture has a stream of its own
-    function(kernel.grid, stream, kernel.packed(operands))
+    function(kernel.grid, stream, kernel.packed(tensors))
 
 
 def _load(key: tuple[int, str, int], kernel: Specialised, index: int) -> Function:

@@ -1,82 +1,180 @@
-"""The one parameter of a forward kernel: a struct, written once here for both sides of the launch."""
+"""The one parameter of a kernel: a struct, written once here for both sides of the launch."""
 
 from __future__ import annotations
 
+import functools
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-# (name, C type, format of the struct module). Widest first, so that there is no padding to think about. Pointers are
-# null and numbers 0 where a kernel was not specialised for what they belong to. Strides count elements.
-FIELDS: Final[tuple[tuple[str, str, str], ...]] = (
-    ("q", "const u16*", "Q"),  # (batch, row, head, element), last dim contiguous
-    ("k", "const u16*", "Q"),
-    ("v", "const u16*", "Q"),
-    ("out", "u16*", "Q"),
-    ("lse", "float*", "Q"),  # (batch, head, row), or (head, packed row); rows contiguous
-    ("alibi_slopes", "const float*", "Q"),
-    ("bias", "const void*", "Q"),
-    ("mask", "const u8*", "Q"),
-    ("sinks", "const float*", "Q"),
-    ("cu_seqlens_q", "const int*", "Q"),
-    ("cu_seqlens_k", "const int*", "Q"),
-    ("rng", "const u64*", "Q"),  # seed and offset
-    ("q_batch", "i64", "q"),
-    ("q_row", "i64", "q"),
-    ("q_head", "i64", "q"),
-    ("k_batch", "i64", "q"),
-    ("k_row", "i64", "q"),
-    ("k_head", "i64", "q"),
-    ("v_batch", "i64", "q"),
-    ("v_row", "i64", "q"),
-    ("v_head", "i64", "q"),
-    ("out_batch", "i64", "q"),
-    ("out_row", "i64", "q"),
-    ("out_head", "i64", "q"),
-    ("lse_batch", "i64", "q"),
-    ("lse_head", "i64", "q"),
-    ("bias_batch", "i64", "q"),
-    ("bias_head", "i64", "q"),
-    ("bias_row", "i64", "q"),
-    ("bias_key", "i64", "q"),
-    ("mask_batch", "i64", "q"),
-    ("mask_head", "i64", "q"),
-    ("mask_row", "i64", "q"),
-    ("mask_key", "i64", "q"),
-    ("alibi_batch", "i64", "q"),
-    ("batch", "int", "i"),
-    ("heads", "int", "i"),  # query heads
-    ("group", "int", "i"),  # query heads that share a key/value head
-    ("row_tiles", "int", "i"),  # tiles of query rows in the longest sequence
-    ("seqlen_q", "int", "i"),  # dense: of every sequence
-    ("seqlen_k", "int", "i"),
-    ("total_q", "int", "i"),  # varlen: packed rows
-    ("head_dim", "int", "i"),  # true sizes; the kernel pads
-    ("head_dim_v", "int", "i"),
-    ("window_left", "int", "i"),  # -1: unlimited
-    ("window_right", "int", "i"),
-    ("scale", "float", "f"),
-    ("softcap", "float", "f"),
-    ("keep_scale", "float", "f"),  # 1 / (1 - dropout_p)
-    ("drop_below", "u32", "I"),  # random words below this drop their probability
-)
-
-NAMES: Final = tuple(name for name, _, _ in FIELDS)
-_STRUCT: Final = struct.Struct("<" + "".join(code for _, _, code in FIELDS))
-SIZE: Final = -(-_STRUCT.size // 8) * 8  # what sizeof(Params) is: the widest member rules
-POINTERS: Final = tuple(name for name, kind, _ in FIELDS if kind.endswith("*"))
-POINTER_OFFSETS: Final = tuple(8 * index for index in range(len(POINTERS)))  # they come first
-POINTER_STRUCT: Final = struct.Struct(f"<{len(POINTERS)}Q")
+# The format of the struct module by C type; whatever else there is points somewhere.
+FORMATS: Final = {"i64": "q", "int": "i", "float": "f", "u32": "I"}
+POINTER: Final = "Q"
 
 
-def pack(values: dict[str, int | float]) -> bytearray:
-    """The struct with ``values``; what is not named is 0."""
-    packed = bytearray(SIZE)
-    _STRUCT.pack_into(packed, 0, *(values.get(name, 0) for name in NAMES))
-    return packed
+@dataclass(frozen=True)
+class Struct:
+    """The fields (name, C type) of one kernel's parameters: pointers first, then numbers.
+
+    Widest first, so that there is no padding to think about. Pointers are null and numbers 0 where a kernel was not
+    specialised for what they belong to. Strides count elements.
+    """
+
+    fields: tuple[tuple[str, str], ...]
+
+    @functools.cached_property
+    def pointers(self) -> tuple[str, ...]:
+        return tuple(name for name, kind in self.fields if kind.endswith("*"))
+
+    @functools.cached_property
+    def written(self) -> frozenset[str]:
+        """The pointers through which the kernel writes."""
+        return frozenset(name for name, kind in self.fields if kind.endswith("*") and not kind.startswith("const "))
+
+    @functools.cached_property
+    def pointer_offsets(self) -> tuple[int, ...]:
+        """Where in the struct the pointers lie, in bytes."""
+        return tuple(8 * index for index in range(len(self.pointers)))
+
+    @functools.cached_property
+    def size(self) -> int:
+        """What sizeof(Params) is: the widest member rules."""
+        return -(-self._all.size // 8) * 8
+
+    @functools.cached_property
+    def _all(self) -> struct.Struct:
+        return struct.Struct("<" + "".join(FORMATS.get(kind, POINTER) for _, kind in self.fields))
+
+    @functools.cached_property
+    def _pointers(self) -> struct.Struct:
+        return struct.Struct(f"<{len(self.pointers)}{POINTER}")
+
+    def pack(self, values: dict[str, int | float]) -> bytearray:
+        """The struct with ``values``; what is not named is 0."""
+        packed = bytearray(self.size)
+        self._all.pack_into(packed, 0, *(values.get(name, 0) for name, _ in self.fields))
+        return packed
+
+    def point(self, packed: bytearray, addresses: Sequence[int]) -> None:
+        """Set every pointer of a packed struct."""
+        self._pointers.pack_into(packed, 0, *addresses)
+
+    def header(self) -> str:
+        """C++ text that declares the struct."""
+        members = "\n".join(f"    {kind} {name};" for name, kind in self.fields)
+        size = f'static_assert(sizeof(Params) == {self.size}, "the host packs as many bytes");'
+        return f'#pragma once\n#include "ptx.cuh"\n\nstruct Params {{\n{members}\n}};\n{size}\n'
 
 
-def header() -> str:
-    """C++ text that declares the struct."""
-    members = "\n".join(f"    {kind} {name};" for name, kind, _ in FIELDS)
-    size = f'static_assert(sizeof(Params) == {SIZE}, "the host packs as many bytes");'
-    return f'#pragma once\n#include "ptx.cuh"\n\nstruct Params {{\n{members}\n}};\n{size}\n'
+FORWARD: Final = Struct((
+    ("q", "const u16*"),  # (batch, row, head, element), last dim contiguous
+    ("k", "const u16*"),
+    ("v", "const u16*"),
+    ("out", "u16*"),
+    ("lse", "float*"),  # (batch, head, row), or (head, packed row); rows contiguous
+    ("alibi_slopes", "const float*"),
+    ("bias", "const void*"),
+    ("mask", "const u8*"),
+    ("sinks", "const float*"),
+    ("cu_seqlens_q", "const int*"),
+    ("cu_seqlens_k", "const int*"),
+    ("rng", "const u64*"),  # seed and offset
+    ("q_batch", "i64"),
+    ("q_row", "i64"),
+    ("q_head", "i64"),
+    ("k_batch", "i64"),
+    ("k_row", "i64"),
+    ("k_head", "i64"),
+    ("v_batch", "i64"),
+    ("v_row", "i64"),
+    ("v_head", "i64"),
+    ("out_batch", "i64"),
+    ("out_row", "i64"),
+    ("out_head", "i64"),
+    ("lse_batch", "i64"),
+    ("lse_head", "i64"),
+    ("bias_batch", "i64"),
+    ("bias_head", "i64"),
+    ("bias_row", "i64"),
+    ("bias_key", "i64"),
+    ("mask_batch", "i64"),
+    ("mask_head", "i64"),
+    ("mask_row", "i64"),
+    ("mask_key", "i64"),
+    ("alibi_batch", "i64"),
+    ("batch", "int"),
+    ("heads", "int"),  # query heads
+    ("group", "int"),  # query heads that share a key/value head
+    ("row_tiles", "int"),  # tiles of query rows in the longest sequence
+    ("seqlen_q", "int"),  # dense: of every sequence
+    ("seqlen_k", "int"),
+    ("total_q", "int"),  # varlen: packed rows
+    ("head_dim", "int"),  # true sizes; the kernel pads
+    ("head_dim_v", "int"),
+    ("window_left", "int"),  # -1: unlimited
+    ("window_right", "int"),
+    ("scale", "float"),
+    ("softcap", "float"),
+    ("keep_scale", "float"),  # 1 / (1 - dropout_p)
+    ("drop_below", "u32"),  # random words below this drop their probability
+))  # fmt: skip
+
+DECODE: Final = Struct((
+    ("q", "const u16*"),  # (sequence, position, head, element), last dim contiguous
+    ("k_cache", "const u16*"),  # (page, slot, KV head, element); a dense cache's batch entries are its pages
+    ("v_cache", "const u16*"),
+    ("out", "u16*"),
+    ("lse", "float*"),  # (sequence, head, position); positions contiguous
+    ("partial", "float*"),  # the splits' results, then their logarithms
+    ("cache_seqlens", "const int*"),  # null: the cache is full
+    ("cache_batch_idx", "const int*"),
+    ("cache_leftpad", "const int*"),
+    ("block_table", "const int*"),
+    ("rotary_cos", "const void*"),  # (position, pair), contiguous
+    ("rotary_sin", "const void*"),
+    ("alibi_slopes", "const float*"),
+    ("bias", "const void*"),
+    ("mask", "const u8*"),
+    ("sinks", "const float*"),
+    ("q_batch", "i64"),
+    ("q_row", "i64"),
+    ("q_head", "i64"),
+    ("k_cache_page", "i64"),
+    ("k_cache_row", "i64"),
+    ("k_cache_head", "i64"),
+    ("v_cache_page", "i64"),
+    ("v_cache_row", "i64"),
+    ("v_cache_head", "i64"),
+    ("table_batch", "i64"),
+    ("out_batch", "i64"),
+    ("out_row", "i64"),
+    ("out_head", "i64"),
+    ("lse_batch", "i64"),
+    ("lse_head", "i64"),
+    ("partial_rows", "i64"),  # rows of all KV heads and sequences
+    ("bias_batch", "i64"),
+    ("bias_head", "i64"),
+    ("bias_row", "i64"),
+    ("bias_key", "i64"),
+    ("mask_batch", "i64"),
+    ("mask_head", "i64"),
+    ("mask_row", "i64"),
+    ("mask_key", "i64"),
+    ("alibi_batch", "i64"),
+    ("heads_kv", "int"),
+    ("group", "int"),  # query heads that share a KV head
+    ("row_tiles", "int"),  # tiles of the rows of a KV head
+    ("splits", "int"),
+    ("seqlen_q", "int"),
+    ("new_keys", "int"),  # appended before this kernel runs; cache_seqlens does not count them
+    ("capacity", "int"),  # keys that a sequence has room for
+    ("pages", "int"),  # or a dense cache's batch entries
+    ("head_dim", "int"),  # true sizes; the kernel pads
+    ("head_dim_v", "int"),
+    ("rotary_positions", "int"),  # rows of the tables
+    ("window_left", "int"),  # -1: unlimited
+    ("window_right", "int"),
+    ("scale", "float"),
+    ("softcap", "float"),
+))  # fmt: skip

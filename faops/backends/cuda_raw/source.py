@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 CSRC = Path(__file__).parent / "csrc"
-ENTRY = "attention_forward"
+ENTRY = "attention_forward"  # of the forward kernels
+
+INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
 
 Constant = bool | int
 
@@ -43,8 +46,16 @@ def _read(name: str) -> str:
 
 
 @functools.cache
-def _shared_headers() -> tuple[tuple[str, str], ...]:
-    return tuple((path.name, _read(path.name)) for path in sorted(CSRC.glob("*.cuh")))
+def _headers_of(main: str) -> tuple[tuple[str, str], ...]:
+    """The headers in csrc/ that ``main`` includes, and those that they include. A generated one is not there."""
+    found: dict[str, str] = {}
+    waiting = INCLUDE.findall(_read(main))
+    while waiting:
+        name = waiting.pop()
+        if name not in found and (CSRC / name).is_file():
+            found[name] = _read(name)
+            waiting += INCLUDE.findall(found[name])
+    return tuple(found.items())
 
 
 def specialization_header(constants: Mapping[str, Constant]) -> str:
@@ -58,8 +69,10 @@ def specialization_header(constants: Mapping[str, Constant]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def make_source(name: str, constants: Mapping[str, Constant], params_header: str, threads: int) -> Source:
+def make_source(
+    name: str, constants: Mapping[str, Constant], params_header: str, threads: int, entry: str = ENTRY
+) -> Source:
     """The source of kernel ``name`` specialised for ``constants``."""
     generated = (("params.cuh", params_header), ("specialization.cuh", specialization_header(constants)))
-    headers = tuple(sorted((*_shared_headers(), *generated)))
-    return Source(name, ENTRY, headers, _read(f"{name}.cu"), threads)
+    headers = tuple(sorted((*_headers_of(f"{name}.cu"), *generated)))
+    return Source(name, entry, headers, _read(f"{name}.cu"), threads)

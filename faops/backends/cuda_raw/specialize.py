@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from faops.backends.cuda_raw import params
+from faops.backends.cuda_raw.params import FORWARD, Struct
 from faops.backends.cuda_raw.source import Constant, Source, make_source
 from faops.backends.cuda_raw.tiles import ELEMENT, WARP, Family, padded, shared_bytes
 from faops.inputs import AttentionInputs
@@ -28,12 +29,12 @@ class Specialised:
     grid: int
     shared_bytes: int
     template: bytes  # the parameter struct with every pointer null
+    struct: Struct
 
-    def packed(self, operands: Operands) -> bytearray:
-        """The parameter struct of one call."""
+    def packed(self, tensors: Iterable[Tensor | None]) -> bytearray:
+        """The parameter struct of one call; ``tensors`` in the order of the struct's pointers."""
         buffer = bytearray(self.template)
-        addresses = (0 if tensor is None else tensor.data_ptr() for tensor in operands)
-        params.POINTER_STRUCT.pack_into(buffer, 0, *addresses)
+        self.struct.point(buffer, [0 if tensor is None else tensor.data_ptr() for tensor in tensors])
         return buffer
 
 
@@ -45,10 +46,11 @@ def specialise(family: Family, inputs: AttentionInputs, operands: Operands, conf
     varlen = operands.cu_seqlens_q is not None
     grid = row_tiles * q.shape[-2] * inputs.batch + (q.shape[-2] if varlen else 0)
     threads = config.integer("warps") * WARP
-    source = make_source(family.name, constants(family, inputs, operands, config), params.header(), threads)
+    source = make_source(family.name, constants(family, inputs, operands, config), FORWARD.header(), threads)
     shape = {"row_tiles": row_tiles, "head_dim": q.shape[-1], "head_dim_v": v.shape[-1]}
-    template = params.pack({**numbers(inputs, operands), **shape})
-    return Specialised(source, grid, shared_bytes(family, config, q.shape[-1], v.shape[-1]), bytes(template))
+    template = FORWARD.pack({**numbers(inputs, operands), **shape})
+    shared = shared_bytes(family, config, q.shape[-1], v.shape[-1])
+    return Specialised(source, grid, shared, bytes(template), FORWARD)
 
 
 def constants(family: Family, inputs: AttentionInputs, operands: Operands, config: Config) -> dict[str, Constant]:
@@ -60,6 +62,7 @@ def constants(family: Family, inputs: AttentionInputs, operands: Operands, confi
         "TILE_M": config.integer("tile_m"),
         "TILE_N": config.integer("tile_n"),
         "WARPS": config.integer("warps"),
+        "KEY_WARPS": 1,
         "STAGES": config.integer("stages"),
         "Q_IN_REGISTERS": bool(config["q_in_registers"]),
         "WIDTH": padded(head_dim),

@@ -16,9 +16,10 @@ from faops.defaults import ShippedDefault
 from faops.device import DeviceProfile, detect
 from faops.inputs import DecodeInputs
 from faops.layout import empty_lse, empty_out
-from faops.operands import contiguous, describe, lse_strides, matrix_strides, row_strides
+from faops.operands import DecodeOperands, cache_strides, describe, lse_strides, matrix_strides, row_strides
 from faops.problem import UNLIMITED, AttentionProblem
 from faops.registry import Config
+from faops.splits import MAX_SPLITS, row_tiles
 
 MEMO_LIMIT = 4096  # calls of different shapes
 APPEND_ROWS = 16  # new keys of a program; there are few
@@ -34,7 +35,7 @@ class TritonDecode(TritonKernel):
     def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
         yield from super()._reasons(problem, device)
         # A tile may hold rows of one head alone, and every split has programs of its own.
-        programs = problem.batch * problem.heads_q * -(-problem.seqlen_q // 16) * decode_tiles.MAX_SPLITS
+        programs = problem.batch * problem.heads_q * -(-problem.seqlen_q // 16) * MAX_SPLITS
         if programs > MAX_PROGRAMS:
             yield f"the grid might have more than {MAX_PROGRAMS} programs"
 
@@ -48,7 +49,7 @@ class TritonDecode(TritonKernel):
         return decode_space.decode_shipped(problem, device)
 
     def run(self, inputs: DecodeInputs, config: Config) -> tuple[Tensor, Tensor | None]:
-        operands = Operands.of(inputs)
+        operands = DecodeOperands.of(inputs)
         key = (config, *_call_key(inputs, operands))
         plan = _plans.get(key)
         if plan is None:
@@ -63,43 +64,9 @@ class TritonDecode(TritonKernel):
 
 def launches(inputs: DecodeInputs, config: Config, device: DeviceProfile) -> list[tuple[Launch, Tensors]]:
     """Every launch of a call on ``device`` with its tensors; nothing runs."""
-    operands = Operands.of(inputs)
+    operands = DecodeOperands.of(inputs)
     _, _, steps = _steps(inputs, operands, config, _make_plan(inputs, config, device))
     return [(build(), tensors) for _, tensors, build in steps]
-
-
-class Operands(NamedTuple):
-    """The tensors of a call as the kernels read them. None is written but the caches."""
-
-    q: Tensor
-    k_cache: Tensor
-    v_cache: Tensor
-    k: Tensor | None
-    v: Tensor | None
-    cache_seqlens: Tensor | None
-    cache_batch_idx: Tensor | None
-    cache_leftpad: Tensor | None
-    block_table: Tensor | None
-    rotary_cos: Tensor | None
-    rotary_sin: Tensor | None
-    alibi_slopes: Tensor | None
-    bias: Tensor | None
-    mask: Tensor | None
-    sinks: Tensor | None
-
-    @staticmethod
-    def of(inputs: DecodeInputs) -> Operands:
-        table, cos, sin = inputs.block_table, inputs.rotary_cos, inputs.rotary_sin
-        if table is not None and table.stride(1) != 1:
-            table = table.contiguous()
-        if cos is not None and cos.shape[1] == 0:
-            cos = sin = None
-        return Operands(
-            inputs.q, inputs.k_cache, inputs.v_cache, inputs.k, inputs.v, contiguous(inputs.cache_seqlens),
-            contiguous(inputs.cache_batch_idx), contiguous(inputs.cache_leftpad), table, contiguous(cos),
-            contiguous(sin), contiguous(inputs.alibi_slopes), inputs.bias,
-            None if inputs.mask is None else inputs.mask.view(torch.uint8), contiguous(inputs.sinks),
-        )  # fmt: skip
 
 
 class _Plan(NamedTuple):
@@ -121,14 +88,14 @@ def _make_plan(inputs: DecodeInputs, config: Config, device: DeviceProfile) -> _
     batch, seqlen_q, heads, _ = inputs.q.shape
     rows = batch * seqlen_q * heads
     appends = inputs.k is not None and inputs.v is not None and inputs.k.numel() + inputs.v.numel() > 0
-    splits = min(inputs.num_splits or config.integer("splits"), decode_tiles.MAX_SPLITS)
+    splits = min(inputs.num_splits or config.integer("splits"), MAX_SPLITS)
     if splits == 0 and rows > 0:
         splits = decode_tiles.choose_splits(inputs.problem(), config, device)
     partial = rows * splits * (inputs.v_cache.shape[3] + 1) if splits > 1 else 0
     return _Plan(next(_numbers), appends, rows > 0, splits, partial)
 
 
-def _call_key(inputs: DecodeInputs, operands: Operands) -> tuple[object, ...]:
+def _call_key(inputs: DecodeInputs, operands: DecodeOperands) -> tuple[object, ...]:
     """Everything that the launches of a call depend on. Results are left out: they follow the operands."""
     return (
         describe(operands), inputs.q.device, specialize.precision(inputs.q.dtype), inputs.window_left,
@@ -138,7 +105,7 @@ def _call_key(inputs: DecodeInputs, operands: Operands) -> tuple[object, ...]:
 
 
 def _steps(
-    inputs: DecodeInputs, operands: Operands, config: Config, plan: _Plan
+    inputs: DecodeInputs, operands: DecodeOperands, config: Config, plan: _Plan
 ) -> tuple[Tensor, Tensor | None, list[_Step]]:
     """(out, lse, launches): the results are empty until the launches have run in their order."""
     q, v_cache = operands.q, operands.v_cache
@@ -167,17 +134,17 @@ def _steps(
     return out, lse, steps
 
 
-def _describe_append(inputs: DecodeInputs, operands: Operands) -> Launch:
+def _describe_append(inputs: DecodeInputs, operands: DecodeOperands) -> Launch:
     assert operands.k is not None and operands.v is not None
     batch, new, heads, _ = operands.k.shape
-    tiles = decode_tiles.row_tiles(new * heads, APPEND_ROWS)
+    tiles = row_tiles(new * heads, APPEND_ROWS)
     return Launch(
         kernel="append.append",
         grid=(tiles * batch, 1, 1),
         numbers={
-            "new": new, "heads": heads, "row_tiles": tiles, "capacity": inputs.capacity,
+            "new": new, "heads": heads, "row_tiles": tiles, **_limits(inputs, operands),
             **row_strides("k", operands.k, varlen=False), **row_strides("v", operands.v, varlen=False),
-            **_cache_strides(operands),
+            **cache_strides(operands),
         },
         constants={**_constants(inputs, operands), "BLOCK_M": APPEND_ROWS},
         # A fused multiply-add would round a rotated key otherwise than faops.rotary does.
@@ -186,13 +153,13 @@ def _describe_append(inputs: DecodeInputs, operands: Operands) -> Launch:
 
 
 def _describe_decode(
-    inputs: DecodeInputs, operands: Operands, out: Tensor, lse: Tensor | None, config: Config, splits: int
+    inputs: DecodeInputs, operands: DecodeOperands, out: Tensor, lse: Tensor | None, config: Config, splits: int
 ) -> Launch:
     q = operands.q
     batch, seqlen_q, heads, _ = q.shape
     heads_kv = operands.k_cache.shape[2]
     group = heads // heads_kv
-    tiles = decode_tiles.row_tiles(seqlen_q * group, config.integer("block_m"))
+    tiles = row_tiles(seqlen_q * group, config.integer("block_m"))
     band = inputs.band.simplify(seqlen_q, inputs.capacity)
     slopes = operands.alibi_slopes
     return Launch(
@@ -200,8 +167,8 @@ def _describe_decode(
         grid=(tiles * splits * heads_kv * batch, 1, 1),
         numbers={
             "heads_kv": heads_kv, "row_tiles": tiles, "splits": splits, "seqlen_q": seqlen_q,
-            "new": 0 if operands.k is None else operands.k.shape[1], "capacity": inputs.capacity,
-            **row_strides("q", q, varlen=False), **_cache_strides(operands), **row_strides("out", out, varlen=False),
+            "new": 0 if operands.k is None else operands.k.shape[1], **_limits(inputs, operands),
+            **row_strides("q", q, varlen=False), **cache_strides(operands), **row_strides("out", out, varlen=False),
             **lse_strides("lse", lse, varlen=False),
             "alibi_batch": slopes.stride(0) if slopes is not None and slopes.dim() == 2 else 0,
             **matrix_strides("bias", operands.bias), **matrix_strides("mask", operands.mask),
@@ -225,7 +192,7 @@ def _describe_decode(
     )  # fmt: skip
 
 
-def _describe_combine(operands: Operands, out: Tensor, lse: Tensor | None, splits: int) -> Launch:
+def _describe_combine(operands: DecodeOperands, out: Tensor, lse: Tensor | None, splits: int) -> Launch:
     batch, seqlen_q, heads, _ = operands.q.shape
     heads_kv, dim_v = operands.v_cache.shape[2:]
     group = heads // heads_kv
@@ -243,7 +210,7 @@ def _describe_combine(operands: Operands, out: Tensor, lse: Tensor | None, split
     )  # fmt: skip
 
 
-def _constants(inputs: DecodeInputs, operands: Operands) -> dict[str, specialize.Constant]:
+def _constants(inputs: DecodeInputs, operands: DecodeOperands) -> dict[str, specialize.Constant]:
     """The constants of append and attention."""
     dim, dim_v = operands.k_cache.shape[3], operands.v_cache.shape[3]
     return {
@@ -257,17 +224,15 @@ def _constants(inputs: DecodeInputs, operands: Operands) -> dict[str, specialize
     }
 
 
-def _is_wide(operands: Operands) -> bool:
+def _limits(inputs: DecodeInputs, operands: DecodeOperands) -> dict[str, int]:
+    """What lengths, pages and positions are held to, since nobody reads them before the kernels do."""
+    pages, cos = operands.k_cache.shape[0], operands.rotary_cos
+    capacity = inputs.capacity if pages else 0
+    return {"capacity": capacity, "pages": pages, "positions": 0 if cos is None else cos.shape[0]}
+
+
+def _is_wide(operands: DecodeOperands) -> bool:
     """Whether an offset inside one block of keys may exceed 32 bits."""
     strides = [operands.k_cache.stride(1), operands.v_cache.stride(1)]
     strides += [matrix.stride(3) for matrix in (operands.bias, operands.mask) if matrix is not None]
     return max(strides) > (2**31 - 1) // specialize.LARGEST_TILE
-
-
-def _cache_strides(operands: Operands) -> dict[str, int]:
-    """Strides of the caches and the block table; a dense cache's batch entries are its pages."""
-    found: dict[str, int] = {}
-    for name, cache in (("k_cache", operands.k_cache), ("v_cache", operands.v_cache)):
-        found |= {f"{name}_page": cache.stride(0), f"{name}_row": cache.stride(1), f"{name}_head": cache.stride(2)}
-    found["table_batch"] = 0 if operands.block_table is None else operands.block_table.stride(0)
-    return found

@@ -8,13 +8,14 @@ A config holds ``block_m`` rows (positions times query heads of a group) and ``b
 from __future__ import annotations
 
 from faops import defaults
-from faops.backends.triton.decode_tiles import loads_in_a_row, shared_bytes, tile_registers, visible_keys
+from faops.backends.triton.decode_tiles import loads_in_a_row, shared_bytes, tile_registers
 from faops.backends.triton.space import LEAST_ROWS, case_of
 from faops.backends.triton.specialize import width
 from faops.defaults import ShippedDefault
 from faops.device import DeviceProfile
 from faops.problem import AttentionProblem
 from faops.registry import Config
+from faops.splits import visible_keys
 
 # Beyond these a thread's 255 registers do not suffice, as compiling the space for 8.0 and 9.0 showed. Products of
 # float32, which run outside the tensor cores, hold more than one copy of their operands.

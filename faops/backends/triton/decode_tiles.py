@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from faops import splits
 from faops.backends.triton.specialize import width
 from faops.device import DeviceProfile
-from faops.problem import UNLIMITED, AttentionProblem
+from faops.problem import AttentionProblem
 from faops.registry import Config
 
 SMALL_SHARED = 100 * 1024  # bytes; 8.6, 8.9 and 12.0 have 99 KiB a block, the others 163 and more
-MAX_SPLITS = 128
 WARPGROUP_ROWS = 64  # of the products that several warps compute together; consumer cards have none
-# What a program does besides its blocks of keys, and a second kernel, in the time that one block of keys takes:
-# estimates of some microseconds each, not measured.
-PROGRAM_COST = 1.0
-COMBINE_COST = 2.0
 
 
 def shared_bytes(config: Config, problem: AttentionProblem, device: DeviceProfile) -> int:
@@ -46,44 +42,10 @@ def loads_in_a_row(problem: AttentionProblem) -> int:
     return 2 if problem.layout == "paged" else 1
 
 
-def visible_keys(problem: AttentionProblem) -> int:
-    """Most keys that the rows of one sequence see between them."""
-    left, right = problem.band.left, problem.band.right
-    if left == UNLIMITED:
-        return problem.seqlen_k
-    return min(problem.seqlen_k, problem.seqlen_q + left + max(0, min(right, problem.seqlen_q)))
-
-
 def choose_splits(problem: AttentionProblem, config: Config, device: DeviceProfile) -> int:
-    """How many parts the keys of a sequence are cut into.
-
-    Lengths are known on the device alone, so every cache counts as full. Where one split leaves the device partly idle:
-    of all numbers, the one that finishes first by this model. Programs run in waves of as many as the device holds,
-    each block of keys takes one unit of time, and a split's float32 results take what their bytes, written and read
-    again, are worth in blocks.
-    """
+    """How many parts the keys of a sequence are cut into: :func:`faops.splits.choose_splits` for these tiles."""
     block_m, block_n = config.integer("block_m"), config.integer("block_n")
-    blocks = -(-visible_keys(problem) // block_n)
-    tiles = row_tiles(problem.seqlen_q * problem.group, block_m)
-    programs = tiles * problem.heads_kv * problem.batch
-    slots = max(1, device.units) * resident(problem, config, device)
-    if programs >= slots:
-        return 1
-    bytes_of_block = block_n * (problem.head_dim + problem.head_dim_v) * problem.torch_dtype.itemsize
-    rows = min(block_m, problem.seqlen_q * problem.group)
-    partial = 2 * 4 * rows * problem.head_dim_v / max(1, bytes_of_block)
-
-    def duration(splits: int) -> float:
-        waves = -(-programs * splits // slots)
-        if splits == 1:
-            return waves * (blocks + PROGRAM_COST)
-        return waves * (-(-blocks // splits) + PROGRAM_COST + partial) + COMBINE_COST
-
-    return min(range(1, max(1, min(MAX_SPLITS, blocks)) + 1), key=duration)
-
-
-def row_tiles(rows: int, block_m: int) -> int:
-    return max(1, -(-rows // block_m))
+    return splits.choose_splits(problem, block_m, block_n, resident(problem, config, device), device)
 
 
 def resident(problem: AttentionProblem, config: Config, device: DeviceProfile) -> int:

@@ -19,6 +19,7 @@ from faops.device import DeviceProfile
 from faops.footprint import Footprint, mma_sync_share, score_work
 from faops.problem import AttentionProblem, Op
 from faops.registry import Config
+from faops.splits import row_tiles, visible_keys
 from faops.tiling import Tiles, filled, sequences, tiles_of_band, walk_keys, walk_rows
 
 WARP = 32
@@ -176,7 +177,7 @@ def _decode(problem: AttentionProblem, device: DeviceProfile, config: Config) ->
     splits = config.integer("splits") or _splits(problem, config, device)
     ahead = max(1, (config.integer("num_stages") - 1) // decode_tiles.loads_in_a_row(problem))
     walk = _Walk(own, stepped, wide + wide_v, wide + wide_v, wide, 50 + decode_tiles.tile_registers(config, problem))
-    keys = problem.batch * problem.heads_kv * decode_tiles.visible_keys(problem)
+    keys = problem.batch * problem.heads_kv * visible_keys(problem)
     memory = element * keys * (problem.head_dim + problem.head_dim_v)
     tiles, then = _decode_tiles(problem, own, stepped, splits), _combine(problem, splits) if splits > 1 else None
     return replace(
@@ -190,7 +191,7 @@ def _decode(problem: AttentionProblem, device: DeviceProfile, config: Config) ->
 def _decode_tiles(problem: AttentionProblem, block_m: int, block_n: int, splits: int) -> Tiles:
     """Tiles of all KV heads: a block has positions times heads of the group as rows, and one split of their keys."""
     positions = max(1, block_m // max(1, problem.group))
-    pieces = decode_tiles.row_tiles(problem.group, block_m)  # that the heads of one position need
+    pieces = row_tiles(problem.group, block_m)  # that the heads of one position need
     of_head = tiles_of_band(problem.band, problem.seqlen_q, problem.seqlen_k, positions, block_n)
     heads = problem.batch * problem.heads_kv * pieces
     return Tiles(heads * of_head.blocks * splits, heads * of_head.total, -(-of_head.longest // splits))

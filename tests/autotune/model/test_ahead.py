@@ -263,13 +263,13 @@ def test_costs_are_no_part_of_what_a_timing_depends_on(monkeypatch: pytest.Monke
     """A change to a backend's lists of configs, to footprint.py or ahead.py leaves every tuned entry valid; one to its
     kernels does not.
     """
-    from faops.backends.cuda_raw import forward as raw_forward
+    from faops.backends.cuda_raw import base as raw_base
     from faops.backends.triton import base
 
     read = Path.read_bytes
 
     def hashes(changed: str) -> dict[str, str]:
-        raw_forward._source_hash.cache_clear()
+        raw_base._source_hash.cache_clear()
         base._source_hash.cache_clear()
         monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if path.name == changed else b""))
         from faops import registry
@@ -281,7 +281,7 @@ def test_costs_are_no_part_of_what_a_timing_depends_on(monkeypatch: pytest.Monke
         assert hashes(name) == as_is
     for name in ("tiles.py", "decode_tiles.py", "launch.py", "blockwise.py", "softmax.cuh"):
         assert hashes(name) != as_is
-    raw_forward._source_hash.cache_clear()
+    raw_base._source_hash.cache_clear()
     base._source_hash.cache_clear()
 
 

@@ -1,7 +1,7 @@
 // Device to shared memory without passing through registers (sm_80 and newer).
 #pragma once
+#include "shape.cuh"
 #include "tile.cuh"
-#include "work.cuh"
 
 // Copies the first `bytes` bytes of a chunk of 16 and fills it up with zeros.
 DEVICE void copy_chunk(u32 to, const u16* from, int bytes) {

@@ -1,7 +1,7 @@
 // Device to shared memory through registers, in two halves with work in between: Turing has no asynchronous copy.
 #pragma once
+#include "shape.cuh"
 #include "tile.cuh"
-#include "work.cuh"
 
 // Reads the first `elements` elements of a chunk of 8; the others are 0.
 DEVICE u32 load_pair(const u16* from, int elements) {

@@ -4,8 +4,8 @@
 #include "tile.cuh"
 
 using QueryTile = Tile<TILE_M, WIDTH>;
-using KeyTile = Tile<TILE_N, WIDTH>;
-using ValueTile = Tile<TILE_N, WIDTH_V>;
+using KeyTile = Tile<WARP_KEYS, WIDTH>;
+using ValueTile = Tile<WARP_KEYS, WIDTH_V>;
 using OutTile = Tile<TILE_M, WIDTH_V>;
 
 constexpr int DEPTHS = WIDTH / 16;  // steps of 16 over the head dim
@@ -17,7 +17,7 @@ struct Queries {
     LaneBlocks<QueryTile> lane;
 
     DEVICE Queries(u32 tile_)
-        : tile(tile_ + warp_index() * WARP_ROWS * QueryTile::ROW_BYTES), lane(lane_index() % 16, lane_index() / 16) {}
+        : tile(tile_ + warp_row() * QueryTile::ROW_BYTES), lane(lane_index() % 16, lane_index() / 16) {}
 
     DEVICE void keep() {
         if constexpr (Q_IN_REGISTERS) {

@@ -233,11 +233,18 @@ DEVICE float divide_fast(float x, float y) {
     return result;
 }
 DEVICE float fused_multiply_add(float x, float y, float z) { return __fmaf_rn(x, y, z); }
+// A product rounded by itself: the compiler may fuse x * y into a sum that follows, and never this.
+DEVICE float rounded_product(float x, float y) {
+    float result;
+    asm("mul.rn.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
+    return result;
+}
 DEVICE float maximum(float x, float y) { return fmaxf(x, y); }
 DEVICE float magnitude(float x) { return fabsf(x); }
 DEVICE u32 multiply_high(u32 x, u32 y) { return __umulhi(x, y); }
 DEVICE float infinity() { return __int_as_float(0x7f800000); }
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 as_bits(float value) { return __float_as_uint(value); }
 
 // ---- 16-bit floats, two in a word, `low` in the lower half; round to nearest even
 

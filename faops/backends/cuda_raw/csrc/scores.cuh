@@ -2,13 +2,14 @@
 // specialised for leaves no trace in it.
 #pragma once
 #include "element.cuh"
-#include "work.cuh"
+#include "params.cuh"
+#include "shape.cuh"
 
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
 
 constexpr int ROW_BLOCKS = WARP_ROWS / 16;  // blocks of 16 rows that a warp has
-constexpr int KEY_BLOCKS = TILE_N / 8;      // blocks of 8 keys, the width of a matrix product
+constexpr int KEY_BLOCKS = WARP_KEYS / 8;     // blocks of 8 keys, the width of a matrix product
 using Scores = float[ROW_BLOCKS][KEY_BLOCKS][4];
 
 // Without these the raw product is the logit, up to a positive factor that the exponential takes in for free.
@@ -33,30 +34,25 @@ DEVICE void bias_pair(float (&value)[2], const Params& params, i64 index) {
     }
 }
 
-struct Logits {
+// The logits of one warp. LaneRows tells where a lane's rows lie: score [m][n][2 h + e] is in row (m, h) of the lane, whose
+// position in the sequence, slope, bias and mask it knows; and, in the block of keys that starts at 0, at key + 8 n + e.
+template <typename LaneRows>
+struct LogitsOf {
+    using Work = typename LaneRows::Work;
     const Params& params;
     const Work& work;
-    int row;  // of this lane's first score, within the sequence: score [m][n][2 h + e] is at row + 16 m + 8 h
-    int key;  // and, in the block of keys that starts at 0, at key + 8 n + e
+    const LaneRows rows;
+    int key;
     float factor;  // exp2(factor * logit) is the exponential of the true logit
-    float slope;
-    i64 bias_start, mask_start;
 
-    DEVICE Logits(const Params& params_, const Work& work_) : params(params_), work(work_) {
-        row = work.first_row + warp_index() * WARP_ROWS + lane_index() / 4;
+    DEVICE LogitsOf(const Params& params_, const Work& work_) : params(params_), work(work_), rows(params_, work_) {
         key = lane_index() % 4 * 2;
         factor = LOGITS_CHANGED ? 1.0f : params.scale * LOG2_E;
-        slope = 0;
-        bias_start = mask_start = 0;
-        if constexpr (ALIBI)
-            slope = load_global(params.alibi_slopes + work.batch * params.alibi_batch + work.head) * LOG2_E;
-        if constexpr (BIAS != 0) bias_start = work.batch * params.bias_batch + work.head * params.bias_head;
-        if constexpr (MASK) mask_start = work.batch * params.mask_batch + work.head * params.mask_head;
     }
 
     // Turns the products with the keys of `block` into logits; hidden pairs become -inf.
     DEVICE void apply(Scores& scores, int block) const {
-        int first = block * TILE_N + key;
+        int first = block * WARP_KEYS + key;
         if constexpr (LOGITS_CHANGED) change(scores, first);
         if (work.is_edge(params, block)) hide(scores, first);
         if constexpr (MASK) hide_masked(scores, first);
@@ -67,12 +63,12 @@ struct Logits {
         for (int m = 0; m < ROW_BLOCKS; ++m) {
             UNROLL
             for (int half = 0; half < 2; ++half) {
-                int at = row + 16 * m + 8 * half;
+                int at = rows.position(m, half);
                 float distance = static_cast<float>(at + work.shift - first);
                 UNROLL
                 for (int n = 0; n < KEY_BLOCKS; ++n) {
                     float added[2] = {0, 0};
-                    if constexpr (BIAS != 0) read_bias(added, at, first + 8 * n);
+                    if constexpr (BIAS != 0) read_bias(added, rows.bias_start(m, half), at, first + 8 * n);
                     UNROLL
                     for (int e = 0; e < 2; ++e) {
                         float& score = scores[m][n][2 * half + e];
@@ -83,7 +79,7 @@ struct Logits {
                         } else {
                             score *= params.scale * LOG2_E;
                         }
-                        if constexpr (ALIBI) score -= slope * magnitude(distance - static_cast<float>(8 * n + e));
+                        if constexpr (ALIBI) score -= rows.slope(m, half) * magnitude(distance - static_cast<float>(8 * n + e));
                         if constexpr (BIAS != 0) score = fused_multiply_add(added[e], LOG2_E, score);
                     }
                 }
@@ -92,9 +88,9 @@ struct Logits {
     }
 
     // Bias of keys `at_key` and `at_key` + 1; 0 outside the matrix.
-    DEVICE void read_bias(float (&value)[2], int at_row, int at_key) const {
+    DEVICE void read_bias(float (&value)[2], i64 start, int at_row, int at_key) const {
         if (at_row >= work.rows) return;
-        i64 index = bias_start + at_row * params.bias_row + at_key * params.bias_key;
+        i64 index = start + at_row * params.bias_row + at_key * params.bias_key;
         if constexpr (BIAS_PAIRS) {
             if (at_key + 1 < work.keys) {
                 bias_pair(value, params, index);
@@ -113,17 +109,18 @@ struct Logits {
         for (int m = 0; m < ROW_BLOCKS; ++m) {
             UNROLL
             for (int half = 0; half < 2; ++half) {
-                int diagonal = row + 16 * m + 8 * half + work.shift;
+                int diagonal = rows.position(m, half) + work.shift;
                 int end = work.keys, start = 0;
                 if constexpr (WINDOW_RIGHT) end = smaller(end, diagonal + params.window_right + 1);
                 if constexpr (WINDOW_LEFT) start = diagonal - params.window_left;
+                if constexpr (LaneRows::PADDED) start = larger(start, work.first_key);
                 UNROLL
                 for (int n = 0; n < KEY_BLOCKS; ++n) {
                     UNROLL
                     for (int e = 0; e < 2; ++e) {
                         int at_key = first + 8 * n + e;
                         bool hidden = at_key >= end;
-                        if constexpr (WINDOW_LEFT) hidden |= at_key < start;
+                        if constexpr (WINDOW_LEFT || LaneRows::PADDED) hidden |= at_key < start;
                         if (hidden) scores[m][n][2 * half + e] = -infinity();
                     }
                 }
@@ -137,9 +134,9 @@ struct Logits {
         for (int m = 0; m < ROW_BLOCKS; ++m) {
             UNROLL
             for (int half = 0; half < 2; ++half) {
-                int at_row = row + 16 * m + 8 * half;
+                int at_row = rows.position(m, half);
                 if (at_row >= work.rows) continue;
-                i64 start = mask_start + at_row * params.mask_row;
+                i64 start = rows.mask_start(m, half) + at_row * params.mask_row;
                 UNROLL
                 for (int n = 0; n < KEY_BLOCKS; ++n) {
                     UNROLL

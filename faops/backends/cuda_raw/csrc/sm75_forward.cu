@@ -4,6 +4,7 @@
 // from the last block to the first. There is one slot for keys and one for values: while the products of one are
 // computed, the other's next block is on its way from device memory into registers, and goes into its slot afterwards.
 #include "copy_registers.cuh"
+#include "head_rows.cuh"
 #include "store.cuh"
 
 // Shared memory: the queries first where they stay there, then keys and values. Where the queries move to registers they

@@ -5,6 +5,7 @@
 // ring of STAGES slots: before the keys of a block are used the values of STAGES - 1 blocks later are asked for, and
 // before its values are used the keys of STAGES blocks later, always into the slot that the barrier has just freed.
 #include "copy_async.cuh"
+#include "head_rows.cuh"
 #include "store.cuh"
 
 constexpr int AHEAD = 2 * STAGES - 1;  // copies under way when a product starts

@@ -88,6 +88,7 @@ struct Rows {
     }
 
     // After the last block. Divides by the sum, with the sink as one more logit of the head, and gives each row's lse.
+    template <typename Params, typename Work>
     DEVICE void finish(float (&lse)[ROW_BLOCKS][2], const Params& params, const Work& work, float factor) {
         float sink = 0;
         if constexpr (SINKS) sink = load_global(params.sinks + work.head) * LOG2_E;
@@ -122,8 +123,9 @@ struct Rows {
 
 // Dropout on the probabilities of one block, after they were summed. The four lanes of a row's 8 keys need two groups of
 // random words: each lane draws one group for one of its two rows and trades half of it with its neighbour.
+template <typename Logits>
 DEVICE void drop(Scores& probabilities, const Philox& philox, const Logits& logits, int block) {
-    const Params& params = logits.params;
+    const auto& params = logits.params;
     bool odd = lane_index() & 1;
     u32 head = logits.work.batch * params.heads + logits.work.head;
     UNROLL
@@ -132,7 +134,7 @@ DEVICE void drop(Scores& probabilities, const Philox& philox, const Logits& logi
         for (int n = 0; n < KEY_BLOCKS; ++n) {
             u32 words[4], mine[2], theirs[2];
             u32 key_group = (block * TILE_N + 8 * n) / 4 + lane_index() % 4 / 2;
-            philox.words(words, key_group, logits.row + 16 * m + (odd ? 8 : 0), head);
+            philox.words(words, key_group, logits.rows.row + 16 * m + (odd ? 8 : 0), head);
             UNROLL
             for (int e = 0; e < 2; ++e) {
                 mine[e] = odd ? words[2 + e] : words[e];

@@ -1,6 +1,7 @@
 // From the accumulators to device memory, by way of shared memory so that whole rows are written at once.
 #pragma once
 #include "matrix.cuh"
+#include "work.cuh"
 
 // `shared` is free for OutTile::BYTES; every warp uses its own rows of it only.
 DEVICE void store_result(const Rows& rows, const float (&lse)[ROW_BLOCKS][2], const Params& params, const Work& work,

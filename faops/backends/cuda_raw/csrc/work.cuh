@@ -1,14 +1,7 @@
 // Which part of the problem a block has: a tile of query rows of one head of one sequence, and the keys it sees.
 #pragma once
 #include "params.cuh"
-#include "specialization.cuh"
-
-constexpr int THREADS = WARPS * 32;
-constexpr int WARP_ROWS = TILE_M / WARPS;  // query rows of a warp
-static_assert(TILE_M % (16 * WARPS) == 0 && TILE_N % 16 == 0, "a warp computes blocks of 16 x 16 scores");
-
-DEVICE int smaller(int x, int y) { return x < y ? x : y; }
-DEVICE int larger(int x, int y) { return x > y ? x : y; }
+#include "shape.cuh"
 
 struct Work {
     int batch, head;

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from faops.backends.cuda_raw import params
 from faops.backends.cuda_raw.emulator.grid import Buffer, Report, run
 from faops.backends.cuda_raw.specialize import Specialised
-from faops.operands import Operands
-
-WRITTEN = ("out", "lse")
 
 
-def launch(kernel: Specialised, operands: Operands, arch: str, mode: str = "run") -> Report:
+def launch(kernel: Specialised, tensors: Sequence[Tensor | None], arch: str, mode: str = "run") -> Report:
     """Run ``kernel`` as an ``arch`` device ("sm_80") would; modes and errors as of :func:`.grid.run`."""
     buffers = [
-        buffer_of(tensor, name, name in WRITTEN)
-        for name, tensor in zip(params.POINTERS, operands)
+        buffer_of(tensor, name, name in kernel.struct.written)
+        for name, tensor in zip(kernel.struct.pointers, tensors)
         if tensor is not None and tensor.numel() > 0
     ]
-    packed = bytes(kernel.packed(operands))
+    packed = bytes(kernel.packed(tensors))
     return run(
         kernel.source, arch, packed, kernel.grid, kernel.shared_bytes, buffers, mode,
-        pointers=params.POINTER_OFFSETS, host_threads=torch.get_num_threads(),
+        pointers=kernel.struct.pointer_offsets, host_threads=torch.get_num_threads(),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,31 +71,6 @@ class Case:
     def kernel(self) -> Specialised:
         inputs, operands = _sample(self.head_dim, self.dtype, self.feature)
         return specialise(self.family, inputs, operands, self.config)
-
-
-@dataclass(frozen=True)
-class GateResult:
-    """What was found of one kernel. ``failures`` has a sentence for each gate it does not pass."""
-
-    case: Case
-    figures: dict[str, int | float]
-    failures: tuple[str, ...]
-
-
-@dataclass
-class Findings:
-    """A result in the making."""
-
-    figures: dict[str, int | float] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-
-    def require(self, holds: bool, otherwise: str) -> None:
-        """Note the failure ``otherwise`` unless the gate holds."""
-        if not holds:
-            self.failures.append(otherwise)
-
-    def result(self, case: Case) -> GateResult:
-        return GateResult(case, self.figures, tuple(self.failures))
 
 
 @functools.lru_cache(maxsize=256)

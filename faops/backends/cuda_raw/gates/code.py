@@ -6,7 +6,8 @@ import torch
 
 from faops.backends.cuda_raw import cubin_cache
 from faops.backends.cuda_raw.gates import sass
-from faops.backends.cuda_raw.gates.cases import Case, Findings, GateResult
+from faops.backends.cuda_raw.gates.cases import Case
+from faops.backends.cuda_raw.gates.result import Findings, GateResult
 from faops.backends.cuda_raw.nvrtc import Compiled
 from faops.backends.cuda_raw.source import ENTRY
 from faops.backends.cuda_raw.specialize import Specialised
@@ -102,9 +103,14 @@ def wanted_blocks(case: Case) -> int:
 
 def matrix_opcode(case: Case) -> str:
     """The matrix instruction that the kernel is written for."""
-    if case.family.mma_depth == 8:
+    return matrix_opcode_of(case.family.mma_depth, case.dtype)
+
+
+def matrix_opcode_of(depth: int, dtype: torch.dtype) -> str:
+    """The matrix instruction of that depth."""
+    if depth == 8:
         return "HMMA.1688.F32"
-    return "HMMA.16816.F32.BF16" if case.dtype == torch.bfloat16 else "HMMA.16816.F32"
+    return "HMMA.16816.F32.BF16" if dtype == torch.bfloat16 else "HMMA.16816.F32"
 
 
 def predicted_products(case: Case) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from faops.architectures import cuda_number
 from faops.backends.cuda_raw import emulator
 from faops.backends.cuda_raw.emulator.counters import SECTOR_BYTES, Counters, GlobalSite
-from faops.backends.cuda_raw.gates.cases import Case, Findings, GateResult
+from faops.backends.cuda_raw.gates.cases import Case
 from faops.backends.cuda_raw.gates.code import predicted_products
+from faops.backends.cuda_raw.gates.result import Findings, GateResult
 from faops.backends.cuda_raw.specialize import Specialised, specialise
 from faops.backends.cuda_raw.tiles import ELEMENT
 from faops.inputs import AttentionInputs
@@ -29,7 +32,7 @@ def check_counts(case: Case, kernel: Specialised | None = None) -> GateResult:
     inputs, operands = case.call(SEQLEN, HEADS)
     own = specialise(case.family, inputs, operands, case.config)
     if kernel is not None:
-        own = Specialised(kernel.source, own.grid, own.shared_bytes, own.template)
+        own = replace(own, source=kernel.source)
     report = emulator.launch(own, operands, f"sm_{cuda_number(case.target.name)}", "counters")
     assert report.counters is not None
     findings = Findings()

@@ -1,6 +1,7 @@
 """What the KV-cache kernels share: a sequence's own numbers, where its keys lie, and rotary embedding.
 
-A dense cache is read like a paged one whose sequences have one page each.
+A dense cache is read like a paged one whose sequences have one page each. On a GPU nobody has looked at lengths, pages
+and rows: whatever they are, nothing outside of the tensors is read or written.
 """
 
 from __future__ import annotations
@@ -22,26 +23,33 @@ def of_sequence(values, index, default):
 
 
 @triton.jit
-def locate(block_table, own_page, place, inside, PAGE_SIZE: tl.constexpr):
-    """(page, slot in it) of the keys at ``place``, a number or many; ``own_page`` holds all where nothing is paged."""
+def locate(block_table, own_page, place, inside, pages, PAGE_SIZE: tl.constexpr):
+    """(page, slot in it, whether the cache has that page) of the keys at ``place``, a number or many.
+
+    ``own_page`` holds all keys where nothing is paged. In place of a page that the cache, of ``pages`` > 0, does not
+    have its first or last one is returned.
+    """
     if PAGE_SIZE == 0:
-        return own_page, place
+        page, slot = own_page, place
     else:
-        return tl.load(block_table + place // PAGE_SIZE, mask=inside), place % PAGE_SIZE
+        page, slot = tl.load(block_table + place // PAGE_SIZE, mask=inside), place % PAGE_SIZE
+    return tl.maximum(tl.minimum(page, pages - 1), 0), slot, (page >= 0) & (page < pages)
 
 
 @triton.jit
-def load_rotated(rows, d, inside, position, cos, sin, ROTARY_DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
+def load_rotated(rows, d, inside, position, cos, sin, positions, ROTARY_DIM: tl.constexpr,
+                 INTERLEAVED: tl.constexpr):  # fmt: skip
     """Elements ``d`` (1, WIDTH) of ``rows`` (R, 1), pointers; the first ROTARY_DIM turn by the angles of ``position``.
 
-    Computed in float32 and rounded once, as :func:`faops.rotary.apply_rotary` does. ``cos`` and ``sin`` are contiguous.
+    Computed in float32 and rounded once, as :func:`faops.rotary.apply_rotary` does. ``cos`` and ``sin`` are contiguous
+    and have ``positions`` rows; what stands at a position that they lack stays as it is.
     """
     x = tl.load(rows + d, mask=inside, other=0.0)
     if ROTARY_DIM == 0:
         return x
     else:
         pairs: tl.constexpr = ROTARY_DIM // 2
-        turning = inside & (d < ROTARY_DIM)
+        turning = inside & (d < ROTARY_DIM) & (position >= 0) & (position < positions)
         if INTERLEAVED:
             first = d % 2 == 0
             pair = d // 2

@@ -33,7 +33,7 @@ def _load_block(rows, row_stride, n, d, visible, DIM: tl.constexpr, WIDTH: tl.co
 
 @triton.jit
 def _attend(
-    acc, highest, total, q, k, v, k_page, k_row, v_page, v_row, block_table, own_page, first, last, position,
+    acc, highest, total, q, k, v, k_page, k_row, v_page, v_row, block_table, own_page, pages, first, last, position,
     seqlen_q, pad, length, scale, softcap, slope, bias, bias_key, mask, mask_key,
     window_left, window_right,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr,
@@ -48,11 +48,13 @@ def _attend(
     for key in tl.range(first, last, BLOCK_N):
         visible = (key + n >= pad) & (key + n < length)
         if GATHER and EDGE:
-            page, slot = locate(block_table, own_page, key + n, visible, PAGE_SIZE)
+            page, slot, exists = locate(block_table, own_page, key + n, visible, pages, PAGE_SIZE)
         elif GATHER:
-            page, slot = locate(block_table, own_page, key + n, None, PAGE_SIZE)
+            page, slot, exists = locate(block_table, own_page, key + n, None, pages, PAGE_SIZE)
         else:
-            page, slot = locate(block_table, own_page, key, None, PAGE_SIZE)
+            page, slot, exists = locate(block_table, own_page, key, None, pages, PAGE_SIZE)
+        if EDGE:
+            visible = tl.where(exists, visible, False)  # one truth or a block of them
         rows = cache_rows(k, page, slot, k_page, k_row)
         keys = _load_block(rows, k_row, n, d, visible, HEAD_DIM, WIDTH, GATHER, EDGE)
         products = dot(q, tl.trans(keys), None, PRECISION)
@@ -97,15 +99,15 @@ def _key_runs(position, last_position, seqlen_q, pad, length, split, splits, win
     return low, full_low, full_high, high
 
 
-@triton.jit(do_not_specialize=["heads_kv", "row_tiles", "splits", "seqlen_q", "new", "capacity", "window_left",
-                               "window_right"])  # fmt: skip
+@triton.jit(do_not_specialize=["heads_kv", "row_tiles", "splits", "seqlen_q", "new", "capacity", "pages",
+                               "positions", "window_left", "window_right"])  # fmt: skip
 def attention_decode(
     q, k_cache, v_cache, out, lse, partial, cache_seqlens, cache_batch_idx, cache_leftpad, block_table,
     rotary_cos, rotary_sin, alibi_slopes, bias, mask, sinks,
-    heads_kv, row_tiles, splits, seqlen_q, new, capacity, q_batch, q_row, q_head, k_cache_page, k_cache_row,
-    k_cache_head, v_cache_page, v_cache_row, v_cache_head, out_batch, out_row, out_head, lse_batch, lse_head,
-    table_batch, alibi_batch, bias_batch, bias_head, bias_row, bias_key, mask_batch, mask_head, mask_row, mask_key,
-    window_left, window_right, scale, softcap,
+    heads_kv, row_tiles, splits, seqlen_q, new, capacity, pages, positions, q_batch, q_row, q_head, k_cache_page,
+    k_cache_row, k_cache_head, v_cache_page, v_cache_row, v_cache_head, out_batch, out_row, out_head, lse_batch,
+    lse_head, table_batch, alibi_batch, bias_batch, bias_head, bias_row, bias_key, mask_batch, mask_head, mask_row,
+    mask_key, window_left, window_right, scale, softcap,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr,
     ROTARY_DIM: tl.constexpr, INTERLEAVED: tl.constexpr, ADVANCING: tl.constexpr, WINDOW_LEFT: tl.constexpr,
@@ -125,8 +127,8 @@ def attention_decode(
     position, head = row // GROUP, head_kv * GROUP + row % GROUP
     inside = position < seqlen_q
     past = of_sequence(cache_seqlens, index, capacity)
-    length = tl.minimum(past + new, capacity)
-    pad = of_sequence(cache_leftpad, index, 0)
+    length = tl.maximum(tl.minimum(past + new, capacity), 0)
+    pad = tl.maximum(of_sequence(cache_leftpad, index, 0), 0)
     own_page = of_sequence(cache_batch_idx, index, index)
     if PAGE_SIZE != 0:
         block_table = advance(block_table, index, table_batch)
@@ -136,7 +138,7 @@ def attention_decode(
     rows = advance(advance(advance(q, index, q_batch), position, q_row), head, q_head)[:, None]
     place = past + position * ADVANCING
     filled = inside[:, None] & (d < HEAD_DIM)
-    queries = load_rotated(rows, d, filled, place[:, None], rotary_cos, rotary_sin, ROTARY_DIM, INTERLEAVED)
+    queries = load_rotated(rows, d, filled, place[:, None], rotary_cos, rotary_sin, positions, ROTARY_DIM, INTERLEAVED)
     ALIBI: tl.constexpr = alibi_slopes is not None
     slope = 0.0
     if ALIBI:
@@ -158,21 +160,21 @@ def attention_decode(
     if WINDOW_LEFT or cache_leftpad is not None:
         acc, highest, total = _attend(
             acc, highest, total, queries, k, v, k_cache_page, k_cache_row, v_cache_page, v_cache_row, block_table,
-            own_page, low, full_low, m, seqlen_q, pad, length, scale, softcap, slope, bias, bias_key,
+            own_page, pages, low, full_low, m, seqlen_q, pad, length, scale, softcap, slope, bias, bias_key,
             mask, mask_key, window_left, window_right,
             HEAD_DIM, HEAD_DIM_V, WIDTH, WIDTH_V, BLOCK_N, PAGE_SIZE, WINDOW_LEFT, WINDOW_RIGHT,
             SOFTCAP, ALIBI, FOLD_SCALE, PRECISION, WIDE, True,
         )  # fmt: skip
     acc, highest, total = _attend(
         acc, highest, total, queries, k, v, k_cache_page, k_cache_row, v_cache_page, v_cache_row, block_table,
-        own_page, full_low, full_high, m, seqlen_q, pad, length, scale, softcap, slope, bias, bias_key,
+        own_page, pages, full_low, full_high, m, seqlen_q, pad, length, scale, softcap, slope, bias, bias_key,
         mask, mask_key, window_left, window_right,
         HEAD_DIM, HEAD_DIM_V, WIDTH, WIDTH_V, BLOCK_N, PAGE_SIZE, WINDOW_LEFT, WINDOW_RIGHT,
         SOFTCAP, ALIBI, FOLD_SCALE, PRECISION, WIDE, False,
     )  # fmt: skip
     acc, highest, total = _attend(
         acc, highest, total, queries, k, v, k_cache_page, k_cache_row, v_cache_page, v_cache_row, block_table,
-        own_page, full_high, high, m, seqlen_q, pad, length, scale, softcap, slope, bias, bias_key,
+        own_page, pages, full_high, high, m, seqlen_q, pad, length, scale, softcap, slope, bias, bias_key,
         mask, mask_key, window_left, window_right,
         HEAD_DIM, HEAD_DIM_V, WIDTH, WIDTH_V, BLOCK_N, PAGE_SIZE, WINDOW_LEFT, WINDOW_RIGHT,
         SOFTCAP, ALIBI, FOLD_SCALE, PRECISION, WIDE, True,

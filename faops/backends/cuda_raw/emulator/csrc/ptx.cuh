@@ -167,6 +167,10 @@ DEVICE void mma_m16n8k8_f16(float (&c)[4], u32 a0, u32 a1, u32 b0, EMULATOR_PLAC
 DEVICE float infinity() { return __builtin_inff(); }
 DEVICE float magnitude(float x) { return __builtin_fabsf(x); }
 DEVICE float fused_multiply_add(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
+DEVICE float rounded_product(float x, float y) {
+    volatile float result = x * y;  // keeps the compiler from fusing it into a sum
+    return result;
+}
 DEVICE float maximum(float x, float y) {
     if (x != x) return y;
     return x < y ? y : x;
@@ -175,6 +179,11 @@ DEVICE float as_float(u32 bits) {
     float value;
     __builtin_memcpy(&value, &bits, 4);
     return value;
+}
+DEVICE u32 as_bits(float value) {
+    u32 bits;
+    __builtin_memcpy(&bits, &value, 4);
+    return bits;
 }
 DEVICE u32 multiply_high(u32 x, u32 y) { return static_cast<u32>(static_cast<u64>(x) * y >> 32); }
 
