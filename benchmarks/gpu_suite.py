@@ -6,9 +6,10 @@
     python -m benchmarks.gpu_suite --emulate a100 --only wrappers     the same kernels on the CPU, without a GPU
 
 Sections: "wrappers" tries each wrapper of csrc/ptx.cuh by itself and records the answers, which tests later hold the
-emulator against; "correctness" and "triton_correctness" hold every kernel and config of a backend to the accuracy rule;
-"graph" captures CUDA graphs and launches from streams and threads; "timing" measures forwards of both backends against
-PyTorch's, "triton_timing" backwards and decoding. What goes wrong is collected: nothing stops the rest. Exit status: 0
+emulator against; "correctness", "raw_decode" and "triton_correctness" hold every kernel and config of a backend to the
+accuracy rule; "graph" captures CUDA graphs and launches from streams and threads; "timing" measures forwards of both
+backends against PyTorch's, "triton_timing" backwards and decoding, "decode_timing" decoding over batches and lengths,
+with both backends. What goes wrong is collected: nothing stops the rest. Exit status: 0
 all well, 1 something was wrong, 2 there is nothing to run on.
 """
 
@@ -40,13 +41,17 @@ NAME = "gpu"
 BUDGET = 1500.0
 # Parts of the time left that the sections may take, weighed against those still to come.
 WEIGHTS = {
-    "wrappers": 2.0, "triton_correctness": 5.0, compiling.SECTION: 4.0, "correctness": 5.0, "graph": 2.0,
-    triton_compile.SECTION: 4.0, "timing": 8.0, "triton_timing": 8.0,
+    "wrappers": 2.0, "triton_correctness": 5.0, compiling.SECTION: 4.0, "correctness": 5.0,
+    "raw_decode": 3.0, "graph": 2.0, triton_compile.SECTION: 4.0, "timing": 8.0, "triton_timing": 8.0,
+    "decode_timing": 5.0,
 }  # fmt: skip
 # What is compiled beforehand for which sections, and what runs in as many processes as there are cores.
-BEFORE = {compiling.SECTION: ("correctness",), triton_compile.SECTION: ("timing", "triton_timing")}
-SIDE_BY_SIDE = ("triton_correctness", triton_compile.SECTION)
-RAW = ("wrappers", "correctness")  # sections that run nothing but raw CUDA kernels
+BEFORE = {
+    compiling.SECTION: ("correctness",),
+    triton_compile.SECTION: ("timing", "triton_timing", "decode_timing"),
+}
+SIDE_BY_SIDE = ("triton_correctness", "raw_decode", triton_compile.SECTION)
+RAW = ("wrappers", "correctness", "raw_decode")  # sections that run nothing but raw CUDA kernels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

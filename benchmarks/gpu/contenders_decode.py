@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +13,17 @@ from torch import Tensor
 import faops
 from benchmarks.gpu import contenders
 from benchmarks.gpu.racing import Contender, Work
-from benchmarks.gpu.triton_calls import BACKEND, kernel_of
+from benchmarks.gpu.raw_decode import own_kernel
+from benchmarks.gpu.triton_calls import kernel_of
 from faops.device import detect
 from faops.inputs import DecodeInputs
 from faops.problem import DTYPES, AttentionProblem
-from faops.registry import Config
+from faops.registry import Config, Kernel
 
 HEADS, HEADS_KV, HEAD_DIM = 32, 8, 128
 PAGE_SIZES = (16, 1, 64, 256)
+FLASHINFER_PAGES = (16, 1)
+WORKSPACE_BYTES = 128 * 2**20  # that FlashInfer asks for
 COPY = "copy"  # the yardstick: as many bytes copied as the cache holds
 
 
@@ -58,36 +63,73 @@ class Cache:
         return normal(1, HEADS), normal(self.tokens, HEADS_KV), normal(self.tokens, HEADS_KV)
 
 
+class Calls:
+    """Calls on one dense cache and on its pages, which all contenders with the same page size share."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self._made: dict[int, tuple[Tensor, DecodeInputs]] = {}  # by page size, with the dense keys they are made of
+
+    def inputs(self, page_size: int, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> DecodeInputs:
+        made = self._made.get(page_size)
+        if made is None or made[0] is not k_cache:
+            made = self._made[page_size] = (k_cache, decode_inputs(self.cache, page_size, q, k_cache, v_cache))
+        return made[1]
+
+    def launching(self, kernel: Kernel, page_size: int, config: Config | None = None) -> Contender:
+        """``kernel`` with ``config`` or the default one, past the dispatcher."""
+        chosen = config or kernel.default_config(self.cache.problem(page_size), detect(contenders.DEVICE))
+
+        def make(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Work:
+            inputs = self.inputs(page_size, q, k_cache, v_cache)
+            return lambda: kernel.launch(inputs, chosen)[0]
+
+        return make
+
+    def flashinfer(self, page_size: int) -> Contender:
+        """FlashInfer's decode on the same pages, planned beforehand."""
+
+        def make(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Work:
+            module = importlib.import_module("flashinfer")
+            inputs = self.inputs(page_size, q, k_cache, v_cache)
+            assert inputs.block_table is not None
+            batch, pages = inputs.block_table.shape
+            workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=q.device)
+            wrapper = module.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=True)
+            ends = torch.arange(0, (batch + 1) * pages, pages, dtype=torch.int32, device=q.device)
+            filled = torch.full((batch,), page_size, dtype=torch.int32, device=q.device)
+            wrapper.plan(ends, inputs.block_table.flatten(), filled, HEADS, HEADS_KV, HEAD_DIM, page_size,
+                         q_data_type=q.dtype, kv_data_type=q.dtype)  # fmt: skip
+            both = (inputs.k_cache, inputs.v_cache)
+            return lambda: wrapper.run(q[:, 0], both)[:, None]
+
+        return make
+
+
 def all_decode(cache: Cache) -> dict[str, Contender]:
     """All that could decode; each is made from q and the dense caches, from which it takes its pages.
 
     PyTorch's kernels get the dense cache, so that gathering the pages costs them nothing.
     """
     found: dict[str, Contender] = {}
-    if kernel_of("decode").check(cache.problem(), detect(contenders.DEVICE)):
-        found["triton dense"] = triton_decode(cache, 0)
-        for page_size in PAGE_SIZES:
-            found[f"triton paged {page_size}"] = triton_decode(cache, page_size)
-        found["faops triton"] = contenders.work_of(functools.partial(faops.attention_with_kvcache, backend=BACKEND))
+    profile, calls = detect(contenders.DEVICE), Calls(cache)
+    for name, kernel in (("raw", own_kernel(profile)), ("triton", kernel_of("decode"))):
+        if kernel.check(cache.problem(), profile):
+            found[f"{name} dense"] = calls.launching(kernel, 0)
+            for page_size in PAGE_SIZES:
+                found[f"{name} paged {page_size}"] = calls.launching(kernel, page_size)
+            call = functools.partial(faops.attention_with_kvcache, backend=kernel.id)
+            found[f"faops {name}"] = contenders.work_of(call)
     found["faops"] = contenders.work_of(faops.attention_with_kvcache)
     shape = contenders.Shape(cache.tokens, HEAD_DIM, False, cache.dtype)
-    return {**found, **{name: contenders.work_of(call) for name, call in contenders.peers(shape).items()}}
+    found |= {name: contenders.work_of(call) for name, call in contenders.peers(shape).items()}
+    if importlib.util.find_spec("flashinfer") is not None:
+        found |= {f"flashinfer paged {size}": calls.flashinfer(size) for size in FLASHINFER_PAGES}
+    return found
 
 
 def is_ours(name: str) -> bool:
-    return name.startswith(("triton", "faops"))
-
-
-def triton_decode(cache: Cache, page_size: int, config: Config | None = None) -> Contender:
-    """The Triton kernels with ``config`` or the default one, past the dispatcher."""
-    kernel = kernel_of("decode")
-    chosen = config or kernel.default_config(cache.problem(page_size), detect(contenders.DEVICE))
-
-    def make(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Work:
-        inputs = decode_inputs(cache, page_size, q, k_cache, v_cache)
-        return lambda: kernel.launch(inputs, chosen)[0]
-
-    return make
+    return name.startswith(("raw", "triton", "faops"))
 
 
 def decode_inputs(cache: Cache, page_size: int, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> DecodeInputs:

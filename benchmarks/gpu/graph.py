@@ -17,8 +17,10 @@ from benchmarks.gpu.attention import FAMILIES, Trial, prepare
 from benchmarks.gpu.launched import Launched, RawLaunched
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.outcome import Item, SkipError
+from benchmarks.gpu.raw_decode import own_kernel
 from benchmarks.gpu.triton_calls import BACKEND, Place
 from benchmarks.gpu.triton_correctness import unavailable
+from benchmarks.gpu.triton_decode import DecodeCall
 from faops.backends.cuda_raw.tiles import make_config
 from faops.device import detect
 from faops.errors import CaptureError
@@ -36,6 +38,9 @@ PUBLIC_TOKENS = 300
 # Configs that nothing else of this section uses, so that their kernels are not loaded yet.
 FRESH = [make_config(64, tile_n, 2, 1, q) for tile_n in (16, 32, 64) for q in (False, True)]
 TRITON: dict[str, Op] = {f"{BACKEND} {op}": op for op in OPS}
+RAW_DECODE = "cuda_raw decode"
+# Kinds of calls that the registry's kernels launch themselves, results and buffers included, by op.
+REGISTERED: dict[str, Op] = {**TRITON, RAW_DECODE: "decode"}
 
 Try = Callable[[str, int], None]
 
@@ -53,10 +58,11 @@ def items(options: Options) -> list[Item]:
         ("no synchronisation", no_synchronisation),
         ("strides beyond 2^31", far_strides),
     ]
-    # Triton's kernels make their results and buffers themselves, and have their blocks on one axis anyway.
+    # The others make their results and buffers themselves, and have their blocks on one axis anyway.
     raw_alone: list[tuple[str, Try]] = [("no memory", no_memory), ("more than 65535 blocks", many_blocks)]
     found = [(f"{kind} {name}", function, kind) for kind in FAMILIES for name, function in (*everywhere, *raw_alone)]
-    found += [(f"{kind} {name}", function, kind) for kind in TRITON for name, function in everywhere]
+    found += [(f"{kind} {name}", function, kind) for kind in REGISTERED for name, function in everywhere]
+    found += [(f"{kind} growing lengths", growing_lengths, kind) for kind, op in REGISTERED.items() if op == "decode"]
     found += [(f"{name} under capture, {backend}", function, backend) for name, function, backend in PUBLIC]
     return [Item(name, functools.partial(_run, function, kind, options)) for name, function, kind in found]
 
@@ -77,10 +83,11 @@ def make_call(kind: str, seed: int, fresh: int | None = None, device: str = "", 
         config = None if fresh is None else FRESH[fresh]
         trial = Trial(kind, torch.float16, ("causal",), config, {**SHAPE, **shape}, seed)
         return RawLaunched(kind, prepare(trial, where, detect(where)))
-    op = TRITON[kind]
+    op = REGISTERED[kind]
     features = ("append", "gqa") if op == "decode" else ("causal",)
     sizes = DECODE_SHAPE if op == "decode" else SHAPE
-    drawn = triton_calls.Trial(op, torch.float16, features, shape=sizes, seed=seed)
+    kernel = own_kernel(detect(where)).id if kind == RAW_DECODE else ""
+    drawn = triton_calls.Trial(op, torch.float16, features, shape=sizes, seed=seed, kernel=kernel)
     call = triton_calls.prepare(drawn, Place(where, detect(where)))
     if fresh is not None:
         call.use_another_config(fresh)
@@ -112,6 +119,22 @@ def capture_and_replay(kind: str, seed: int) -> None:
     fixed.clear()
     graph.replay()
     other.check(fixed.results, "a replay with new inputs")
+
+
+def growing_lengths(kind: str, seed: int) -> None:
+    """One captured call serves all lengths: the device reads them, and the splits share out what there is."""
+    call = make_call(kind, seed)
+    assert isinstance(call, DecodeCall) and call.inputs.k is not None
+    call.run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call.run()
+    most = call.inputs.capacity - call.inputs.k.shape[1]
+    for length in (0, 1, most // 2, most):
+        call.set_lengths(torch.full((call.inputs.q.shape[0],), length, dtype=torch.int32))
+        call.clear()
+        graph.replay()
+        call.check(call.results, f"a replay at length {length}")
 
 
 def loading_under_capture(kind: str, seed: int) -> None:
@@ -319,6 +342,7 @@ PUBLIC: tuple[tuple[str, Try, str], ...] = (
     ("attention", public_call, "cuda_raw"),
     ("attention", public_call, BACKEND),
     ("attention and its gradient", public_backward, BACKEND),
+    ("attention_with_kvcache", public_decode, "cuda_raw"),
     ("attention_with_kvcache", public_decode, BACKEND),
 )
 

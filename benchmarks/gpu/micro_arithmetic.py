@@ -94,6 +94,12 @@ def _exact() -> list[Micro]:
     factors, others = random_words(213, 256), random_words(214, 256)
     factors[:4], others[:4] = [0, 1, 2**32 - 1, 2**31], [5, 2**32 - 1, 2**32 - 1, 2]
     bits = random_words(215, 256)
+    fused = """for (int i = t; i < count; i += 64) {
+    const float x = as_float(load_global(a + i)), y = as_float(load_global(b + i));
+    store_global(out_float + i, rounded_product(x, y) + x);
+}"""
+    with np.errstate(invalid="ignore", over="ignore"):
+        twice_rounded = (x * y).astype(np.float32) + x
     return [
         Micro("maximum", BINARY.format("maximum"), words_of(x, np.float32), _single(np.fmax(x, y)),
               b=words_of(y, np.float32), kind="float32", count=x.size),
@@ -103,6 +109,8 @@ def _exact() -> list[Micro]:
     store_global(out_float + i, fused_multiply_add(as_float(load_global(a + i)), as_float(load_global(b + i)),
                                                    as_float(load_global(a + {RANDOM} + i))));""",
               np.concatenate([_single(p), _single(r)]), _single(p * q + r), b=_single(q), kind="float32"),
+        Micro("rounded_product", fused, words_of(x, np.float32), _single(twice_rounded), b=words_of(y, np.float32),
+              kind="float32", count=x.size),
         Micro("multiply_high", "for (int i = t; i < 256; i += 64) "
               "store_global(out + i, multiply_high(load_global(a + i), load_global(b + i)));", factors,
               (factors.astype(np.uint64) * others.astype(np.uint64) >> np.uint64(32)).astype(np.uint32), b=others),
@@ -110,6 +118,9 @@ def _exact() -> list[Micro]:
               _single(np.tile([-INFINITY, INFINITY], 32)), kind="float32"),
         Micro("as_float", "for (int i = t; i < 256; i += 64) "
               "store_global(out_float + i, as_float(load_global(a + i)));", bits, bits, kind="float32"),
+        Micro("as_bits", "for (int i = t; i < count; i += 64) "
+              "store_global(out + i, as_bits(as_float(load_global(a + i)) * 2.0f));", words_of(x, np.float32),
+              _single(x * 2), kind="float32", count=x.size),
     ]  # fmt: skip
 
 

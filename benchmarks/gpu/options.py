@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-SECTIONS = ("wrappers", "triton_correctness", "correctness", "graph", "timing", "triton_timing")
+SECTIONS = (
+    "wrappers", "triton_correctness", "correctness", "raw_decode", "graph", "timing", "triton_timing", "decode_timing",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

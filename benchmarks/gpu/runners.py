@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,13 +12,14 @@ from torch import Tensor
 from benchmarks.gpu.micro import SHARED_BYTES, UNTOUCHED, Micro, Words
 from faops.architectures import cuda_number
 from faops.backends.cuda_raw import emulator
+from faops.backends.cuda_raw.params import Struct
 from faops.backends.cuda_raw.source import Source
 from faops.backends.cuda_raw.specialize import Specialised
 from faops.backends.cuda_raw.targets import OLDEST, Target
 from faops.device import DeviceProfile, detect, known
-from faops.operands import Operands
 
-MICRO_PARAMS = struct.Struct("<3Q2i")
+# As benchmarks.gpu.micro.FRAME declares it.
+MICRO_PARAMS = Struct((("a", "const u32*"), ("b", "const u32*"), ("out", "u32*"), ("which", "int"), ("count", "int")))
 
 
 class Runner(Protocol):
@@ -28,8 +28,8 @@ class Runner(Protocol):
     device: torch.device
     profile: DeviceProfile
 
-    def launch(self, kernel: Specialised, operands: Operands) -> None:
-        """Run an attention kernel to its end."""
+    def launch(self, kernel: Specialised, tensors: Sequence[Tensor | None]) -> None:
+        """Run a kernel to its end; ``tensors`` in the order of its parameters' pointers."""
 
     def raw(self, source: Source, packed: bytearray, grid: int, tensors: Sequence[Tensor]) -> None:
         """Run a kernel on ``tensors``, the last of which it writes, to its end."""
@@ -42,8 +42,8 @@ class Emulated:
         self.device = torch.device("cpu")
         self.profile = known(card)
 
-    def launch(self, kernel: Specialised, operands: Operands) -> None:
-        emulator.launch(kernel, operands, self.profile.arch)
+    def launch(self, kernel: Specialised, tensors: Sequence[Tensor | None]) -> None:
+        emulator.launch(kernel, tensors, self.profile.arch)
 
     def raw(self, source: Source, packed: bytearray, grid: int, tensors: Sequence[Tensor]) -> None:
         buffers = [
@@ -61,17 +61,17 @@ class Device:
         self.profile = detect(self.device)
         self._target = target
 
-    def launch(self, kernel: Specialised, operands: Operands) -> None:
+    def launch(self, kernel: Specialised, tensors: Sequence[Tensor | None]) -> None:
         from faops.backends.cuda_raw import launch
 
         if self._target:
-            self._enqueue(kernel, kernel.packed(operands))
+            self._enqueue(kernel, kernel.packed(tensors))
         else:
-            launch.launch(kernel, operands)  # as calls do it
+            launch.launch(kernel, tensors)  # as calls do it
         torch.cuda.synchronize(self.device)
 
     def raw(self, source: Source, packed: bytearray, grid: int, tensors: Sequence[Tensor]) -> None:
-        self._enqueue(Specialised(source, grid, SHARED_BYTES, bytes(packed)), packed)
+        self._enqueue(Specialised(source, grid, SHARED_BYTES, bytes(packed), MICRO_PARAMS), packed)
         torch.cuda.synchronize(self.device)
 
     def _enqueue(self, kernel: Specialised, packed: bytearray) -> None:
@@ -100,7 +100,8 @@ def answer(runner: Runner, micro: Micro, source: Source, which: int) -> Words:
     """What micro-test number ``which`` of ``source`` writes."""
     blank = np.full(micro.expected.size, UNTOUCHED, dtype=np.uint32)
     a, b, out = (_tensor(words, runner.device) for words in (micro.a, micro.b, blank))
-    packed = bytearray(MICRO_PARAMS.pack(a.data_ptr(), b.data_ptr(), out.data_ptr(), which, micro.count))
+    packed = MICRO_PARAMS.pack({"which": which, "count": micro.count})
+    MICRO_PARAMS.point(packed, [tensor.data_ptr() for tensor in (a, b, out)])
     runner.raw(source, packed, micro.grid, (a, b, out))
     return out.cpu().numpy().view(np.uint32)
 

@@ -1,4 +1,7 @@
-"""One attention call through a Triton kernel as the registry launches it, held to the accuracy rule of the tests."""
+"""One attention call through a kernel as the registry launches it, held to the accuracy rule of the tests.
+
+The kernel is Triton's for the call's op, unless the trial names another.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +44,11 @@ class Trial:
     shape: Mapping[str, int] = field(default_factory=dict)
     forward: str = BACKEND
     seed: int = 0
+    kernel: str = ""  # id of a kernel that is not Triton's
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        words = [self.op, dtype, "+".join(self.features) or "plain"]
+        words = [self.kernel or self.op, dtype, "+".join(self.features) or "plain"]
         words += [f"{name}={size}" for name, size in self.shape.items()]
         if self.op == "backward" and self.forward != BACKEND:
             words.append(f"after {self.forward}")
@@ -69,8 +73,9 @@ class Place(NamedTuple):
         return Place(device, detect(device))
 
 
-def kernel_of(op: Op) -> Kernel:
-    kernel = registry.get(f"{BACKEND}.{op}")
+def kernel_of(op: Op, name: str = "") -> Kernel:
+    """The kernel with id ``name``, or Triton's for ``op``."""
+    kernel = registry.get(name or f"{BACKEND}.{op}")
     assert kernel is not None
     return kernel
 
@@ -80,10 +85,10 @@ class Call(ABC):
 
     op: Op
 
-    def __init__(self, inputs: Any, config: Config | None, place: Place) -> None:
+    def __init__(self, inputs: Any, config: Config | None, place: Place, kernel: str = "") -> None:
         self.inputs = inputs
         self.place = place
-        self.kernel = kernel_of(self.op)
+        self.kernel = kernel_of(self.op, kernel)
         self.config = config or self.kernel.default_config(inputs.problem(), place.profile)
         self.results: Results = ()
 

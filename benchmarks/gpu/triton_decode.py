@@ -1,4 +1,4 @@
-"""Random calls of the KV-cache kernels: features, drawn tensors, and what is to come out of them."""
+"""Random calls of the KV-cache kernels, Triton's and others: features, drawn tensors, and what is to come out."""
 
 from __future__ import annotations
 
@@ -43,7 +43,14 @@ class DecodeCall(Call):
         random.seed(trial.seed)
         self.dtype = trial.dtype
         self.tensors, self.options = draw(trial)
-        super().__init__(_inputs(self.tensors, self.options, place.device), trial.config, place)
+        super().__init__(_inputs(self.tensors, self.options, place.device), trial.config, place, trial.kernel)
+
+    def set_lengths(self, lengths: Tensor) -> None:
+        """The same call with other ``cache_seqlens`` (on the CPU), its caches as they were at first."""
+        self.options["cache_seqlens"] = lengths
+        self.inputs.cache_seqlens.copy_(lengths)
+        for cache, first in zip((self.inputs.k_cache, self.inputs.v_cache), self.tensors[1:3]):
+            cache.copy_(first)
 
     def run(self) -> None:
         super().run()

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks.gpu import contenders
@@ -22,13 +23,13 @@ from benchmarks.gpu.racing import TOLERANCE, Contender, contest, judged, per_sec
 from benchmarks.gpu.timing import CONFIG_LENGTH, QUICK_LENGTHS, TERA, head_dims, measured, shapes
 from benchmarks.gpu.triton_calls import kernel_of
 from faops.device import detect
-from faops.problem import Op
-from faops.registry import Config
+from faops.registry import Config, Kernel, Rejected
 
 GIGA = 1e9
 CACHES = (Cache(16, 16384), Cache(1, 262144), Cache(128, 2048))  # a GiB of keys and values each
 # Gradients add up more terms, and start from a rounded out.
 GRADIENT_TOLERANCE = {dtype: 2 * allowed for dtype, allowed in TOLERANCE.items()}
+MEMORY = 8  # caches that a race of decoding holds: dense, of each page size, to copy, and to spare
 TUNED_PAGES = (16, 0)  # a page size, and the dense cache
 
 
@@ -77,7 +78,7 @@ def backward_configs(head_dim: int, quick: bool) -> dict[str, Any]:
     profile = detect(contenders.DEVICE)
     found = kernel_of("backward").configs(shape.problem("backward"), profile)
     drawn = [(*one, shape.draw_one()) for one in shape.draw_sets()]
-    made = {str(config): _launching("backward", config, 3) for config in found}
+    made = {str(config): _launching(kernel_of("backward"), config, 3) for config in found}
     sets, truths = [(backward_inputs(shape, *one),) for one in drawn], gradient_truth(*drawn[0], True)
     default, tolerance = str(default_config(shape, profile)), GRADIENT_TOLERANCE[shape.dtype]
     ranked = ranking(made, default, sets, truths, tolerance, quick, "teraflops", FLOPS * shape.flops / TERA)
@@ -86,6 +87,9 @@ def backward_configs(head_dim: int, quick: bool) -> dict[str, Any]:
 
 def decode(cache: Cache, quick: bool) -> dict[str, Any]:
     """All contenders on one cache, and a copy of as many bytes as it holds, among the same rounds."""
+    free = torch.cuda.mem_get_info()[0]
+    if free < MEMORY * cache.bytes:
+        raise SkipError(f"{free / GIGA:.1f} GB of device memory are free, {MEMORY * cache.bytes / GIGA:.1f} needed")
     q, k_cache, v_cache = cache.draw()
     makers = all_decode(cache)
     ours = [name for name in makers if is_ours(name)]
@@ -104,14 +108,15 @@ def decode(cache: Cache, quick: bool) -> dict[str, Any]:
     return judged({"kind": "decode", "shape": cache.as_dict(), **data}, ours)
 
 
-def decode_configs(cache: Cache, page_size: int, quick: bool) -> dict[str, Any]:
-    """Every legal config on one cache, the fastest first."""
-    problem, profile, kernel = cache.problem(page_size), detect(contenders.DEVICE), kernel_of("decode")
-    if not kernel.check(problem, profile):
-        raise SkipError("Triton's kernels do not run here")
+def decode_configs(cache: Cache, page_size: int, quick: bool, kernel: Kernel | None = None) -> dict[str, Any]:
+    """Every legal config of Triton's or another ``kernel`` on one cache, the fastest first."""
+    problem, profile, kernel = cache.problem(page_size), detect(contenders.DEVICE), kernel or kernel_of("decode")
+    decision = kernel.check(problem, profile)
+    if isinstance(decision, Rejected):
+        raise SkipError(f"{kernel.id}: {'; '.join(decision.reasons)}")
     q, k_cache, v_cache = cache.draw()
     inputs = decode_inputs(cache, page_size, q, k_cache, v_cache)
-    made = {str(config): _launching("decode", config, 1) for config in kernel.configs(problem, profile)}
+    made = {str(config): _launching(kernel, config, 1) for config in kernel.configs(problem, profile)}
     default = str(kernel.default_config(problem, profile))
     truths = [_decoded(q, k_cache, v_cache)]
     tolerance = TOLERANCE[cache.dtype]
@@ -119,9 +124,8 @@ def decode_configs(cache: Cache, page_size: int, quick: bool) -> dict[str, Any]:
     return {"shape": str(cache), "page_size": page_size, **ranked}
 
 
-def _launching(op: Op, config: Config, results: int) -> Contender:
-    """A contender that launches ``op``'s kernel on the inputs it is made from."""
-    kernel = kernel_of(op)
+def _launching(kernel: Kernel, config: Config, results: int) -> Contender:
+    """A contender that launches ``kernel`` on the inputs it is made from."""
     return lambda inputs: lambda: kernel.launch(inputs, config)[:results]
 
 
