@@ -14,7 +14,8 @@ from faops.device import detect
 from faops.dispatch import Plan
 from faops.errors import FaopsWarning, UnavailableError
 from faops.inputs import AttentionInputs, BackwardInputs, DecodeInputs
-from faops.validate import check_cache_values, check_sequence_values
+from faops.validate import check_sequence_values
+from faops.validate_cache import check_cache_inputs
 
 
 def forward(inputs: AttentionInputs) -> tuple[Tensor, Tensor | None]:
@@ -35,7 +36,7 @@ def backward(inputs: BackwardInputs) -> tuple[Tensor, Tensor, Tensor, Tensor | N
 
 def decode(inputs: DecodeInputs) -> tuple[Tensor, Tensor | None]:
     """(out, lse) of a KV-cache call, after its new keys and values are in the cache."""
-    check_cache_values(inputs)
+    check_cache_inputs(inputs)
     return _launch(_decode_key(inputs), inputs, inputs.q, inputs.backend)  # type: ignore[no-any-return]
 
 

@@ -50,9 +50,10 @@ def attention_with_kvcache(
         cache_seqlens: keys already in the cache, an int or int32 (B,); not advanced by the call. None: the cache is
             full, which leaves no room for new keys.
         cache_batch_idx: int32 (B,), the cache row of each sequence; not with block_table. Sequences that append must
-            have rows of their own: where two share one, which of their keys stays is undefined.
+            have rows of their own.
         cache_leftpad: int32 (B,), the first valid key of each sequence; keys are [leftpad, length).
-        block_table: int32 (B, pages a sequence), the pages of each sequence in order.
+        block_table: int32 (B, pages a sequence), the pages of each sequence in order. Entries on which no visible or
+            new key lies may hold anything. Sequences may share pages, but not a slot that two of them append to.
         rotary_cos, rotary_sin: (positions, rotary_dim / 2); rotate q and k at their absolute cache positions. A call
             that is neither causal nor windowed rotates every row of q at position cache_seqlens.
         rotary_interleaved: pairs are neighbours (GPT-J); False: the two halves (GPT-NeoX, Llama).
@@ -60,10 +61,15 @@ def attention_with_kvcache(
         bias, mask: broadcastable to (B, H, M, capacity), indexed by absolute cache position.
 
     Lengths count from the bottom right as in :func:`faops.attention`, N being the length with the new keys. The other
-    arguments and what is raised are those of that function. There is no gradient: asking for one raises.
+    arguments are those of that function. There is no gradient: asking for one raises.
 
     Returns:
         out (B, M, H, Dv), or (out, lse) with lse (B, H, M).
+
+    Raises:
+        ArgumentError: an argument is wrong; nothing has been written. Lengths, rows, pages and positions are read on
+            the CPU, and elsewhere with FAOPS_CHECK_VALUES=1 only, since it would wait for the device.
+        NoKernelError: nothing can run this; lists every kernel's reasons.
     """
     validate.check_layout(layout)
     if layout == "bhsd":
@@ -78,7 +84,9 @@ def attention_with_kvcache(
     _check_new(q, k_cache, v_cache, k, v, lengths)
     if cache_leftpad is not None:
         validate.check_index("cache_leftpad", cache_leftpad, q, (q.shape[0],), "(batch,)")
-    _check_rotary(q, k_cache, rotary_cos, rotary_sin)
+    _check_rotary(q, rotary_cos, rotary_sin)
+    if not isinstance(rotary_interleaved, bool):
+        raise ArgumentError("rotary_interleaved", repr(rotary_interleaved), "True (neighbours) or False (halves)")
     if isinstance(num_splits, bool) or not isinstance(num_splits, int) or num_splits < 0:
         raise ArgumentError("num_splits", repr(num_splits), "an int of 0 (choose) or more")
     left, right = validate.band_sides(causal, window)
@@ -169,11 +177,14 @@ def _check_new(
         want = (q.shape[0], k.shape[1], *cache.shape[2:])
         if tuple(new.shape) != want:
             raise ArgumentError(name, f"shape {tuple(new.shape)}", f"{want}, to fit q and the cache")
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache.requires_grad and torch.is_grad_enabled():
+            raise ArgumentError(name, "a tensor that requires grad", "a cache without gradient: it is written in place")
     if lengths is None:
         raise ArgumentError("cache_seqlens", "None", "where to write the new keys: an int or an int32 tensor (batch,)")
 
 
-def _check_rotary(q: Tensor, k_cache: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
+def _check_rotary(q: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
     if cos is None and sin is None:
         return
     if cos is None or sin is None:
@@ -185,3 +196,5 @@ def _check_rotary(q: Tensor, k_cache: Tensor, cos: Tensor | None, sin: Tensor | 
             raise ArgumentError(name, validate.describe(table), f"at most head_dim / 2 = {q.shape[-1] // 2} columns")
     if sin.shape != cos.shape:
         raise ArgumentError("rotary_sin", f"shape {tuple(sin.shape)}", f"the shape of rotary_cos, {tuple(cos.shape)}")
+    if sin.dtype != cos.dtype:
+        raise ArgumentError("rotary_sin", f"dtype {sin.dtype}", f"the dtype of rotary_cos, {cos.dtype}")

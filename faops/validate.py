@@ -14,7 +14,7 @@ from faops.errors import ArgumentError
 from faops.problem import DTYPE_NAMES, UNLIMITED, require_dtype
 
 if TYPE_CHECKING:
-    from faops.inputs import AttentionInputs, DecodeInputs
+    from faops.inputs import AttentionInputs
 
 LAYOUTS = ("bshd", "bhsd")
 MAX_LENGTH = 2**31 - 1  # lengths travel as int32 in cu_seqlens and cache_seqlens
@@ -246,7 +246,7 @@ def check_descales(q: Tensor, heads_kv: int, batch: int, descales: dict[str, Ten
         check_device(name, descale, q)
 
 
-def _may_read(tensor: Tensor) -> bool:
+def may_read(tensor: Tensor) -> bool:
     """Whether to look at a tensor's values: free on the CPU, a synchronisation elsewhere and so only on request."""
     return tensor.device.type == "cpu" or bool(settings.get("check_values"))
 
@@ -254,7 +254,7 @@ def _may_read(tensor: Tensor) -> bool:
 def check_sequence_values(inputs: AttentionInputs) -> None:
     """cu_seqlens start at 0, do not decrease, stay inside the tensors and fit the stated maxima."""
     assert inputs.cu_seqlens_q is not None and inputs.cu_seqlens_k is not None
-    if not _may_read(inputs.cu_seqlens_q):
+    if not may_read(inputs.cu_seqlens_q):
         return
     for side, offsets, tensor, longest in (
         ("q", inputs.cu_seqlens_q, inputs.q, inputs.max_seqlen_q),
@@ -276,37 +276,8 @@ def check_sequence_values(inputs: AttentionInputs) -> None:
             )
 
 
-def check_cache_values(inputs: DecodeInputs) -> None:
-    """Lengths, batch indices, left pads and pages stay inside the cache."""
-    if not _may_read(inputs.q):
-        return
-    added = 0 if inputs.k is None else inputs.k.shape[1]
-    batch = inputs.q.shape[0]
-    lengths = [inputs.capacity] * batch
-    if inputs.cache_seqlens is not None:
-        lengths = inputs.cache_seqlens.tolist()
-        _check_range(
-            "cache_seqlens", lengths, inputs.capacity - added, f"room for {added} new of {inputs.capacity} keys"
-        )
-    if inputs.cache_batch_idx is not None:
-        rows = inputs.k_cache.shape[0]
-        _check_range("cache_batch_idx", inputs.cache_batch_idx.tolist(), rows - 1, f"a row of a cache of {rows}")
-    if inputs.cache_leftpad is not None:
-        for pad, length in zip(inputs.cache_leftpad.tolist(), lengths):
-            _check_range("cache_leftpad", [pad], length + added, "inside the sequence")
-    if inputs.rotary_cos is not None:
-        needed = max(lengths, default=0) + max(added, 0 if inputs.band.full else inputs.q.shape[1])
-        if inputs.rotary_cos.shape[0] < needed:
-            expected = f"at least {needed}, the longest sequence with its new tokens"
-            raise ArgumentError("rotary_cos", f"{inputs.rotary_cos.shape[0]} positions", expected)
-    if inputs.block_table is not None:
-        pages, page_size = inputs.k_cache.shape[0], inputs.k_cache.shape[1]
-        for row, length in zip(inputs.block_table.tolist(), lengths):
-            used = row[: -(-(length + added) // page_size)]
-            _check_range("block_table", used, pages - 1, f"a page of a cache of {pages}")
-
-
-def _check_range(name: str, values: list[int], last: int, meaning: str) -> None:
+def check_range(name: str, values: list[int], last: int, meaning: str) -> None:
+    """Every value lies in [0, last]."""
     for value in values:
         if not 0 <= value <= last:
             raise ArgumentError(name, value, f"between 0 and {last} ({meaning})")

@@ -32,6 +32,22 @@ def test_feature_alone_over_many_tiles(feature: str) -> None:
     check(make_case(*features, dtype=random.choice(DTYPES), **sizes), backend="torch.blockwise")
 
 
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+@pytest.mark.parametrize("feature", ["gqa", "bhsd"])
+def test_scales_that_are_not_above_zero(feature: str, scale: float) -> None:
+    """PyTorch's own kernel hides causal pairs by -inf before it scales them."""
+    case = make_case("causal", feature, seqlen_q=33, seqlen_k=33)
+    case.options["scale"] = scale
+    for backend in (None, "torch.blockwise"):
+        check(case, backend=backend)
+    inputs = make_inputs(case)
+    with torch.no_grad():  # another way into that kernel
+        torch.testing.assert_close(run_faops(case, inputs)[0], run_faops(case, inputs, "torch.blockwise")[0])
+        options = {"causal": True, "scale": scale, "layout": case.layout}
+        out = faops.attention(inputs.q, inputs.k, inputs.v, **options)
+        torch.testing.assert_close(out, run_faops(case, inputs, "torch.blockwise")[0])
+
+
 @pytest.mark.parametrize("backend", [None, "torch.blockwise"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(1, 1), (1, 129), (129, 1), (127, 127), (65, 257), (257, 63)])

@@ -9,12 +9,13 @@ def register_kernels() -> None:
     from faops.backends.torch.decode import BlockwiseDecode
     from faops.backends.torch.sdpa import SdpaBackward, SdpaForward
     from faops.backends.torch.sdpa_banded import SdpaBandedBackward, SdpaBandedForward
+    from faops.backends.torch.sdpa_decode import SdpaDecode
     from faops.backends.torch.sdpa_varlen import SdpaVarlenBackward, SdpaVarlenForward
     from faops.registry import register
 
     kinds = (
         SdpaForward, SdpaBackward, SdpaBandedForward, SdpaBandedBackward, SdpaVarlenForward, SdpaVarlenBackward,
-        BlockwiseForward, BlockwiseBackward, BlockwiseDecode,
+        BlockwiseForward, BlockwiseBackward, BlockwiseDecode, SdpaDecode,
     )  # fmt: skip
     for kind in kinds:
         register(kind())

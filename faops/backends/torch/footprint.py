@@ -7,6 +7,7 @@ has (ATen, native/cpu/FlashAttentionKernel.cpp).
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -161,9 +162,10 @@ CPU_PASSES = 4  # over the scores of its tiles
 CPU_HALF_SPEED_ROWS = 12  # as HALF_SPEED_ROWS, of the kernel's own tiles
 OF_BLOCK = 12  # operations of a block of rows of a band, the kernel among them
 OF_CALL = 3
+OF_SEQUENCE, OF_PART = 6, 8  # operations of a sequence of a KV cache, and of each part of its pages
 # How much longer 16-bit products take than those of float32 on a CPU that has no instructions for them, forward and
 # backward: measured on one (Xeon, AVX-512).
-HALF_SLOWER = {"forward": 1.1, "backward": 2.0}
+HALF_SLOWER = {"forward": 1.1, "backward": 2.0, "decode": 1.1}
 
 
 def fused(problem: AttentionProblem, device: DeviceProfile, config: Config) -> Footprint:
@@ -193,6 +195,27 @@ def banded(problem: AttentionProblem, device: DeviceProfile, config: Config) -> 
     passes = (CPU_PASSES + 1) * scores  # the bias of a band is read as well
     copied = _copied(problem) / 2  # rows are reversed
     work = Work(call.tasks, scores, passes, loops.blocks * OF_BLOCK, call.tile, slower=call.slower, copied=copied)
+    return _footprint(problem, device, config, work)
+
+
+def cached(problem: AttentionProblem, device: DeviceProfile, config: Config) -> Footprint:
+    """A call of PyTorch's CPU kernel for each sequence, with the heads of a group as rows; pages are copied before."""
+    group, rows = max(1, problem.group), max(1, problem.seqlen_q)
+    apart = problem.layout == "paged" or problem.batch_index
+    calls = problem.batch if apart else 1
+    merged = replace(problem, heads_q=problem.heads_kv)
+    call = _cpu_call(
+        merged, problem.band if rows > 1 else Band(), problem.batch // calls, group * rows, problem.seqlen_k
+    )
+    parts, copied = 1.0, 0.0
+    if problem.layout == "paged":
+        numbers = problem.seqlen_k * problem.heads_kv * problem.head_dim  # of a sequence's keys
+        parts = max(1.0, numbers * problem.torch_dtype.itemsize / (1024 * config.integer("gather")))
+        copied = 4.0 * problem.batch * numbers
+    scores = calls * call.scores
+    operations = calls * (OF_SEQUENCE + parts * OF_PART)
+    slower = call.slower * _slower(problem, device, config)
+    work = Work(call.tasks, scores, CPU_PASSES * scores, operations, call.tile, call.longest, slower, copied)
     return _footprint(problem, device, config, work)
 
 

@@ -21,6 +21,7 @@ from faops.backends.torch.sdpa_cpu import (
     may_upcast,
     upcasts_by_default,
     widened,
+    with_positive_scale,
 )
 from faops.backends.torch.threads import cpu_threads, thread_choices
 from faops.backends.torch.tiles import split_heads
@@ -119,6 +120,8 @@ class SdpaForward(Sdpa):
             if inputs.need_lse:
                 out, lse = cpu_forward(q, k, v, causal, scale)
                 return out, lse.contiguous()
+            if causal and scale <= 0:
+                q, scale = with_positive_scale(q, scale)
             k, v = k.transpose(1, 2), v.transpose(1, 2)
             if group == 1:
                 out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, inputs.mask, 0.0, causal, scale=scale)

@@ -6,7 +6,9 @@ number of heads.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,10 +36,28 @@ def cpu_forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """out like q, and lse (B, H, M). ``mask`` is additive, float32 or q's dtype; a row it hides wholly gets lse 0."""
-    kernel = getattr(torch.ops.aten, FORWARD).default
-    swapped = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    out, lse = kernel(*swapped, 0.0, causal, attn_mask=mask, scale=scale)
+    out, lse = cpu_forward_heads_first(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal, scale, mask)
     return out.transpose(1, 2), lse
+
+
+def cpu_forward_heads_first(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same for (B, H, M, D) tensors."""
+    if causal and scale <= 0:
+        q, scale = with_positive_scale(q, scale)
+    return _forward_kernel()(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _forward_kernel() -> Any:
+    """As a function of torch, which takes arguments faster than the operator of the same name."""
+    return getattr(torch, FORWARD, None) or getattr(torch.ops.aten, FORWARD).default
+
+
+def with_positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """q and a scale above 0 that give the same scores: causal rows are hidden by -inf before PyTorch scales them."""
+    return (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
 
 
 def cpu_backward(
@@ -53,8 +73,13 @@ def cpu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv, with out and lse of any forward."""
     kernel = getattr(torch.ops.aten, BACKWARD).default
+    factor = 1.0
+    if causal and scale <= 0:
+        factor = -1.0 if scale < 0 else 0.0
+        q, scale = with_positive_scale(q, scale)
     swapped = (tensor.transpose(1, 2) for tensor in (dout, q, k, v, out))
     dq, dk, dv = kernel(*swapped, lse, 0.0, causal, attn_mask=mask, scale=scale)
+    dq = dq if factor == 1.0 else dq * factor
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
 

@@ -73,6 +73,14 @@ class Features:
             first_batch=self.first_batch + index,
         )
 
+    def columns(self, first: int, last: int) -> Features:
+        """The features of keys [first, last) alone."""
+
+        def own(tensor: Tensor | None) -> Tensor | None:
+            return tensor if tensor is None or tensor.shape[3] == 1 else tensor[..., first:last]
+
+        return replace(self, bias=own(self.bias), mask=own(self.mask))
+
 
 def alibi_of(slopes: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor | None:
     """Slopes of shape (H,) or (B, H) as Features wants them for inputs of ``dtype``."""
