@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import kernel_tables, record
+from benchmarks import decode_cpu, generation, kernel_tables, record
 from benchmarks.cases import FEATURES
 from faops.autotune.cache.files import write_whole
 
@@ -155,6 +155,8 @@ TABLES: dict[str, Callable[..., str]] = {
     "instructions": instructions,
     "traffic": traffic,
     "triton_launch": triton_launch,
+    "decode_cpu": lambda result, *words: grid(*decode_cpu.table(result, *words)),
+    "generation": lambda result: grid(*generation.table(result)),
 }
 
 
