@@ -43,6 +43,15 @@ class NoKernelError(FaopsError, RuntimeError):
         super().__init__("\n".join(lines))
 
 
+class OutOfPagesError(FaopsError, RuntimeError):
+    """A paged cache has fewer free pages than a call needs. The call has changed nothing."""
+
+    def __init__(self, needed: int, free: int) -> None:
+        self.needed = needed
+        self.free = free
+        super().__init__(f"{needed} {'page' if needed == 1 else 'pages'} needed, {free} free")
+
+
 class SettingsError(FaopsError, ValueError):
     """A setting (environment variable or faops.yaml) has an impossible value."""
 
