@@ -1,0 +1,1 @@
+"""Operators of flash-attn that have a counterpart here."""

@@ -1,0 +1,1 @@
+"""Where flash-attn keeps its Triton kernels; here the same functions in torch operations."""
