@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -71,31 +72,43 @@ def attention_with_kvcache(
             the CPU, and elsewhere with FAOPS_CHECK_VALUES=1 only, since it would wait for the device.
         NoKernelError: nothing can run this; lists every kernel's reasons.
     """
-    validate.check_layout(layout)
+    options = (causal, window, scale, softcap, rotary_interleaved, num_splits, layout, torch.is_grad_enabled())
+    tensors = (
+        q, k_cache, v_cache, k, v, cache_seqlens, cache_batch_idx, cache_leftpad, block_table, rotary_cos, rotary_sin,
+        alibi_slopes, sinks,
+    )  # fmt: skip
+    key = None
+    if bias is None and mask is None and q_descale is None and k_descale is None and v_descale is None:
+        key = _key(tensors, options)
+    passed = None if key is None else _passed.get(key)
+    if passed is None:
+        validate.check_layout(layout)
     if layout == "bhsd":
-        named = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "k": k, "v": v}
-        for name, tensor in named.items():
-            if tensor is not None:
-                validate.check_tensor(name, tensor, 4, "(batch, heads, seqlen, head_dim)")
+        if passed is None:
+            _check_heads_first({"q": q, "k_cache": k_cache, "v_cache": v_cache, "k": k, "v": v})
         q, k_cache, v_cache = (tensor.transpose(1, 2) for tensor in (q, k_cache, v_cache))
         k, v = (None if tensor is None else tensor.transpose(1, 2) for tensor in (k, v))
-    _check_cache(q, k_cache, v_cache, block_table, cache_batch_idx)
+    if passed is None:
+        _check_cache(q, k_cache, v_cache, block_table, cache_batch_idx)
+        _check_lengths(q, cache_seqlens)
+        _check_new(q, k_cache, v_cache, k, v, cache_seqlens)
+        if cache_leftpad is not None:
+            validate.check_index("cache_leftpad", cache_leftpad, q, (q.shape[0],), "(batch,)")
+        _check_rotary(q, rotary_cos, rotary_sin)
+        if not isinstance(rotary_interleaved, bool):
+            raise ArgumentError("rotary_interleaved", repr(rotary_interleaved), "True (neighbours) or False (halves)")
+        if isinstance(num_splits, bool) or not isinstance(num_splits, int) or num_splits < 0:
+            raise ArgumentError("num_splits", repr(num_splits), "an int of 0 (choose) or more")
+        passed = *validate.band_sides(causal, window), validate.check_numbers(scale, softcap, 0.0, q.shape[-1])
+        capacity = k_cache.shape[1] if block_table is None else k_cache.shape[1] * block_table.shape[1]
+        sizes = (q.shape[0], q.shape[2], q.shape[1], capacity)
+        bias, mask = validate.check_score_features(q, sizes, alibi_slopes, bias, mask, sinks)
+        descales = {"q_descale": q_descale, "k_descale": k_descale, "v_descale": v_descale}
+        validate.check_descales(q, k_cache.shape[2], q.shape[0], descales)
+        if key is not None:
+            _remember(key, passed)
+    left, right, scale = passed
     lengths = _lengths(q, cache_seqlens)
-    _check_new(q, k_cache, v_cache, k, v, lengths)
-    if cache_leftpad is not None:
-        validate.check_index("cache_leftpad", cache_leftpad, q, (q.shape[0],), "(batch,)")
-    _check_rotary(q, rotary_cos, rotary_sin)
-    if not isinstance(rotary_interleaved, bool):
-        raise ArgumentError("rotary_interleaved", repr(rotary_interleaved), "True (neighbours) or False (halves)")
-    if isinstance(num_splits, bool) or not isinstance(num_splits, int) or num_splits < 0:
-        raise ArgumentError("num_splits", repr(num_splits), "an int of 0 (choose) or more")
-    left, right = validate.band_sides(causal, window)
-    scale = validate.check_numbers(scale, softcap, 0.0, q.shape[-1])
-    capacity = k_cache.shape[1] if block_table is None else k_cache.shape[1] * block_table.shape[1]
-    sizes = (q.shape[0], q.shape[2], q.shape[1], capacity)
-    bias, mask = validate.check_score_features(q, sizes, alibi_slopes, bias, mask, sinks)
-    descales = {"q_descale": q_descale, "k_descale": k_descale, "v_descale": v_descale}
-    validate.check_descales(q, k_cache.shape[2], q.shape[0], descales)
     learnable = [
         tensor
         for tensor in (q, k_cache, v_cache, k, v, bias, sinks)
@@ -112,6 +125,44 @@ def attention_with_kvcache(
     if layout == "bhsd":
         out = out.transpose(1, 2)
     return (out, lse) if return_lse else out
+
+
+# --- what a call is checked for --------------------------------------------------------------------------------------
+
+# Calls that are alike in all but what lies in their tensors are checked once: a model makes one in every layer for
+# every token. What has passed: the window's sides and the scale.
+_passed: dict[Hashable, tuple[int, int, float]] = {}
+MOST_PASSED = 4096  # kept; emptied when full
+
+
+def _key(tensors: tuple[Any, ...], options: tuple[Any, ...]) -> Hashable | None:
+    """All that the checks look at; None for what cannot be told apart by it, such as a list as window."""
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        described = tuple(
+            (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
+            if isinstance(tensor, Tensor)
+            else type(tensor)
+            for tensor in tensors
+        )
+        key = (described, options, tuple(map(type, options)))
+        hash(key)
+    except (TypeError, RuntimeError):  # sparse and nested tensors have no strides
+        return None
+    return key
+
+
+def _remember(key: Hashable, passed: tuple[int, int, float]) -> None:
+    if len(_passed) >= MOST_PASSED:
+        _passed.clear()
+    _passed[key] = passed
+
+
+def _check_heads_first(tensors: dict[str, Tensor | None]) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            validate.check_tensor(name, tensor, 4, "(batch, heads, seqlen, head_dim)")
 
 
 class _NoGradient(torch.autograd.Function):
@@ -153,19 +204,24 @@ def _check_cache(
         raise ArgumentError("k_cache", f"batch {k_cache.shape[0]}", expected)
 
 
+def _check_lengths(q: Tensor, cache_seqlens: object) -> None:
+    is_int = isinstance(cache_seqlens, int | torch.SymInt) and not isinstance(cache_seqlens, bool)
+    if cache_seqlens is not None and not is_int:
+        validate.check_index("cache_seqlens", cache_seqlens, q, (q.shape[0],), "(batch,), or an int")
+
+
 def _lengths(q: Tensor, cache_seqlens: int | Tensor | None) -> Tensor | None:
     """cache_seqlens as int32 (B,)."""
     if cache_seqlens is None:
         return None
-    if isinstance(cache_seqlens, int) and not isinstance(cache_seqlens, bool):
-        validate.check_length("cache_seqlens", cache_seqlens)
-        return torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
-    validate.check_index("cache_seqlens", cache_seqlens, q, (q.shape[0],), "(batch,), or an int")
-    return cache_seqlens  # type: ignore[return-value]
+    if isinstance(cache_seqlens, Tensor):
+        return cache_seqlens
+    validate.check_length("cache_seqlens", cache_seqlens)
+    return torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
 
 
 def _check_new(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None, v: Tensor | None, lengths: Tensor | None
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None, v: Tensor | None, lengths: int | Tensor | None
 ) -> None:
     if k is None and v is None:
         return

@@ -38,17 +38,21 @@ def check_caches_are_writable(k_cache: Tensor, v_cache: Tensor, reads: Mapping[s
         if cache.is_inference() and not torch.is_inference_mode_enabled():
             expected = "a cache that was made outside of inference_mode, or a call inside of it: it is written in place"
             raise ArgumentError(name, "an inference tensor", expected)
-        if overlaps_itself(cache):
+        if not cache.is_contiguous() and overlaps_itself(cache):
             shown = f"shape {tuple(cache.shape)} with strides {cache.stride()}"
             raise ArgumentError(name, shown, "elements with memory of their own: new ones are written in place")
+    memory = [_memory(cache) for cache in (k_cache, v_cache)]
+    others = [_memory(tensor) for tensor in reads.values() if tensor is not None]
+    if not _meet(memory[0], memory[1]) and not any(_meet(own, other) for own in memory for other in others):
+        return  # nothing to look closer at, which is cheap to see
     span_k, span_v = _span(k_cache), _span(v_cache)
     if span_k[0] == span_v[0] and k_cache.numel() > 0:
         raise ArgumentError("v_cache", "the memory of k_cache", "memory of its own: new values are written to it")
     for name, tensor in reads.items():
         if tensor is None:
             continue
-        first, last = _span(tensor)
-        if any(first < end and last > start for start, end in (span_k, span_v)):
+        span = _span(tensor)
+        if _meet(span, span_k) or _meet(span, span_v):
             raise ArgumentError(name, "a view of a cache's memory", "memory outside of the caches: they are written to")
 
 
@@ -61,6 +65,17 @@ def overlaps_itself(tensor: Tensor) -> bool:
                 return tensor.numel() > 0
             reach += (size - 1) * stride
     return False
+
+
+def _meet(one: Span, other: Span) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def _memory(tensor: Tensor) -> Span:
+    """The addresses of all that a tensor's storage holds."""
+    storage = tensor.untyped_storage()
+    start = storage.data_ptr()
+    return start, start + storage.nbytes()
 
 
 def _span(tensor: Tensor) -> Span:

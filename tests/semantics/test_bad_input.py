@@ -311,7 +311,34 @@ def test_a_forced_kernel_that_cannot_tells_why() -> None:
 
 def test_a_forced_backend_for_the_cache_call_that_has_no_decode_kernel() -> None:
     with pytest.raises(NoKernelError, match="has no kernel for decode"):
-        faops.attention_with_kvcache(**cached(), backend="torch.sdpa")
+        faops.attention_with_kvcache(**cached(), backend="torch.sdpa_banded")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_splits": True},
+        {"rotary_interleaved": 1},
+        {"cache_seqlens": -1},
+        {"cache_seqlens": True},
+        {"scale": float("nan")},
+        {"cache_seqlens": torch.tensor([1, 2])},
+        {"cache_seqlens": torch.tensor([1, 99], dtype=torch.int32)},
+        {"k": None},
+        {"layout": "hsbd"},
+    ],
+    ids=lambda changes: ", ".join(changes),
+)
+def test_a_cache_call_is_checked_after_one_like_it_has_passed(changes: dict[str, Any]) -> None:
+    call = appending(num_splits=1, window=(1, -1), scale=0.5, cache_seqlens=torch.tensor([1, 2], dtype=torch.int32))
+    for seqlens in (call["cache_seqlens"], 1):
+        for _ in range(2):
+            faops.attention_with_kvcache(**{**call, "cache_seqlens": seqlens})
+    with pytest.raises(ArgumentError, match=next(iter(changes))):
+        faops.attention_with_kvcache(**{**call, **changes})
+    call["k_cache"].requires_grad_()
+    with pytest.raises(ArgumentError, match="k_cache"):
+        faops.attention_with_kvcache(**call)
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v", "bias", "sinks"])
