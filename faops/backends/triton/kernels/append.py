@@ -30,7 +30,7 @@ def append(
     page, slot, exists = locate(
         block_table, of_sequence(cache_batch_idx, index, index), place, inside, pages, PAGE_SIZE
     )
-    inside = tl.where(exists, inside, False)  # one truth or a block of them
+    inside = tl.where(exists, inside, inside != inside)  # one truth or a block of them
 
     d = tl.arange(0, WIDTH)[None, :]
     filled = inside[:, None] & (d < HEAD_DIM)

@@ -54,7 +54,7 @@ def _attend(
         else:
             page, slot, exists = locate(block_table, own_page, key, None, pages, PAGE_SIZE)
         if EDGE:
-            visible = tl.where(exists, visible, False)  # one truth or a block of them
+            visible = tl.where(exists, visible, visible != visible)  # one truth or a block of them
         rows = cache_rows(k, page, slot, k_page, k_row)
         keys = _load_block(rows, k_row, n, d, visible, HEAD_DIM, WIDTH, GATHER, EDGE)
         products = dot(q, tl.trans(keys), None, PRECISION)
