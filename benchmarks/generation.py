@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["FAOPS_TUNING"] = "0"
     model, text = prepare()
     chosen = [workload for workload in WORKLOADS if workload.name in options.workloads]
-    effort = Effort(60.0, min_rounds=5, max_rounds=9)
+    effort = Effort(30.0, min_rounds=3, max_rounds=9)
     if options.quick:
         chosen = [replace(workload, answers=(4,) * len(workload.answers)) for workload in chosen]
         effort = Effort(0.0, min_rounds=1, warmup_rounds=0)
