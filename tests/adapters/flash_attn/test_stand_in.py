@@ -177,6 +177,7 @@ print(*sorted(called))
 """
 
 
+@pytest.mark.full
 def test_transformers_runs_flash_attention_2_on_it(seeded: int) -> None:
     pytest.importorskip("transformers")
     assert run(MODEL.format(seed=seeded)).endswith("flash_attn_func flash_attn_varlen_func\n")

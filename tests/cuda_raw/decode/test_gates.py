@@ -69,6 +69,7 @@ def test_every_default_holds(target: str) -> None:
     assert len(jobs) >= 3 * len(PAGES) * len(ROWS) and not failures, "\n".join(failures)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("entry", "old", "new", "failure"),
     [
