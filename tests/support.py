@@ -312,9 +312,24 @@ def check(case: Case, backend: str | None = None, *, backward: bool = True) -> N
             # and lse, and what remains is the rounding of out, which backward starts from, and of the sums over keys,
             # added up over all rows: a random walk of that step, given eight standard deviations.
             noise = 8 * torch.finfo(case.dtype).eps * float((exact_out.detach() * dout).norm())
+        if name in ("q", "k"):
+            noise = score_noise(case, inputs, name, (exact_out * dout).detach())
         if name == "sinks":
             noise = sink_noise(case, leaf.detach(), (exact_out * dout).detach(), exact_lse.detach())
         assert_accurate(f"d{name}", gradient, expected[name], unfused[name], context, noise)
+
+
+def score_noise(case: Case, inputs: Inputs, name: str, products: Tensor) -> float:
+    """Noise of dq or dk: every dscore of a row lacks p times the same sum of out · dout, with out as it was rounded.
+
+    A uniform step of a unit in the last place an element, given four standard deviations; the p of a row sum to 1, so
+    the largest key, or for dk the largest query times the rows that meet, bounds the rest. ``products`` are out · dout.
+    """
+    other = inputs.k if name == "q" else inputs.q
+    rows = products.norm(dim=-1)
+    walk = largest(rows) if name == "q" else float(rows.norm())
+    scale = abs(inputs.options.get("scale") or case.head_dim**-0.5)
+    return 4 / 12**0.5 * torch.finfo(case.dtype).eps * walk * scale * largest(other)
 
 
 def sink_noise(case: Case, sinks: Tensor, products: Tensor, lse: Tensor) -> float:
