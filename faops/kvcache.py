@@ -82,10 +82,8 @@ def attention_with_kvcache(
         key = _key(tensors, options)
     passed = None if key is None else _passed.get(key)
     if passed is None:
-        validate.check_layout(layout)
+        _check_layout(layout, {"q": q, "k_cache": k_cache, "v_cache": v_cache, "k": k, "v": v})
     if layout == "bhsd":
-        if passed is None:
-            _check_heads_first({"q": q, "k_cache": k_cache, "v_cache": v_cache, "k": k, "v": v})
         q, k_cache, v_cache = (tensor.transpose(1, 2) for tensor in (q, k_cache, v_cache))
         k, v = (None if tensor is None else tensor.transpose(1, 2) for tensor in (k, v))
     if passed is None:
@@ -159,9 +157,10 @@ def _remember(key: Hashable, passed: tuple[int, int, float]) -> None:
     _passed[key] = passed
 
 
-def _check_heads_first(tensors: dict[str, Tensor | None]) -> None:
+def _check_layout(layout: str, tensors: dict[str, Tensor | None]) -> None:
+    validate.check_layout(layout)
     for name, tensor in tensors.items():
-        if tensor is not None:
+        if layout == "bhsd" and tensor is not None:
             validate.check_tensor(name, tensor, 4, "(batch, heads, seqlen, head_dim)")
 
 
