@@ -30,6 +30,7 @@ BUILTIN_BACKENDS: tuple[str, ...] = (
     "faops.backends.torch",
     "faops.backends.cuda_raw",
     "faops.backends.triton",
+    "faops.backends.npu",
 )
 ENTRY_POINT_GROUP = "faops.backends"
 
