@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import autoload
 from .output import json_option, print_json, print_line, print_table
 from .version import installed
 
@@ -84,22 +85,24 @@ def command(
 
 
 def _load() -> ModuleType:
-    """The checks. They need PyTorch, and where that cannot even be imported this is all there is to say."""
+    """The checks. They need PyTorch, and where that cannot even be imported this is all there is to say.
+
+    Where only what PyTorch loads by itself is at fault, the checks run without it, and tell of it.
+    """
+    autoload.spare_this_process()
     try:
         from faops import doctor
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "faops":
             raise
         raise click.ClickException(_cannot_import(error)) from None
-    except (OSError, RuntimeError) as error:  # a library of PyTorch, or of an extension that it loads by itself
+    except (OSError, RuntimeError) as error:  # a library of PyTorch
         raise click.ClickException(_cannot_import(error)) from None
     return doctor
 
 
 def _cannot_import(error: Exception) -> str:
     mend = "pip install --upgrade --force-reinstall torch"
-    if installed("torch-npu"):
-        mend = "TORCH_DEVICE_BACKEND_AUTOLOAD=0 faops doctor"
     return f"PyTorch cannot be imported, and nothing else checked: {type(error).__name__}: {error}\nfix: {mend}"
 
 

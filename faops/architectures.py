@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from faops.ascend import UNKNOWN
+
 KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
@@ -32,8 +34,9 @@ class Limits:
 
 
 _GUIDE = "CUDA C++ Programming Guide, Compute Capabilities, Technical Specifications"
-_ASCEND = "Ascend CANN documentation, AI Core architecture (unified buffer); bfloat16 from the 910B on: torch_npu documentation"
-_ASCEND_950 = "Ascend CANN documentation; the unified buffer is read at run time, no public figure is assumed"
+_BFLOAT16 = "bfloat16 from the 910B1 on: torch_npu, IsBF16Supported in NpuVariables.cpp"
+_CANN = "CANN, platform_config/Ascend{}.ini (ub_size); " + _BFLOAT16
+_ASSUMED = "unified buffer: the smallest of the table is assumed; " + _BFLOAT16
 
 # fmt: off
 ARCHITECTURES: dict[str, Limits] = {
@@ -46,22 +49,28 @@ ARCHITECTURES: dict[str, Limits] = {
     "sm_100": Limits("blackwell", 227 * KIB, 228 * KIB, 65536, 255, 64, 32, True,  True,  True,  True,  _GUIDE + ", 10.0"),
     "sm_103": Limits("blackwell", 227 * KIB, 228 * KIB, 65536, 255, 64, 32, True,  True,  True,  True,  _GUIDE + ", 10.3"),
     "sm_120": Limits("blackwell", 99 * KIB,  100 * KIB, 65536, 255, 48, 24, True,  True,  True,  True,  _GUIDE + ", 12.0"),
-    "310P":   Limits("ascend",    256 * KIB, 256 * KIB, 0, 0, 0, 0, False, True, False, False, _ASCEND),
-    "910B":   Limits("ascend",    192 * KIB, 192 * KIB, 0, 0, 0, 0, True,  True, False, False, _ASCEND),
-    "910C":   Limits("ascend",    192 * KIB, 192 * KIB, 0, 0, 0, 0, True,  True, False, False, _ASCEND),
-    "950":    Limits("ascend",    0,         0,         0,     0,   0,  0,  True,  True,  False, True,  _ASCEND_950),
+    "910":    Limits("ascend",    256 * KIB, 256 * KIB, 0, 0, 0, 0, False, True, False, False, _CANN.format("910A")),
+    "310P":   Limits("ascend",    256 * KIB, 256 * KIB, 0, 0, 0, 0, False, True, False, False, _CANN.format("310P3")),
+    "310B":   Limits("ascend",    192 * KIB, 192 * KIB, 0, 0, 0, 0, True,  True, False, False, _ASSUMED),
+    "910B":   Limits("ascend",    192 * KIB, 192 * KIB, 0, 0, 0, 0, True,  True, False, False, _CANN.format("910B3")),
+    "910C":   Limits("ascend",    192 * KIB, 192 * KIB, 0, 0, 0, 0, True,  True, False, False, _CANN.format("910_9392")),
+    "950":    Limits("ascend",    248 * KIB, 248 * KIB, 0, 0, 0, 0, True,  True, False, True,  _CANN.format("950PR_9579")),
 }
 # fmt: on
 
 _UNKNOWN_CUDA = Limits("newer", 99 * KIB, 100 * KIB, 65536, 255, 48, 16, True, True, False, False,
                        "smallest limits of any architecture since 8.0, assumed for one not in the table")  # fmt: skip
+_UNKNOWN_ASCEND = Limits("ascend", 192 * KIB, 192 * KIB, 0, 0, 0, 0, True, True, False, False,
+                         "a chip newer than the table; " + _ASSUMED)  # fmt: skip
 _HOST = Limits("cpu", 0, 0, 0, 0, 0, 0, True, False, False, False, "torch computes every dtype on a CPU")
 
 
 def limits(arch: str) -> Limits:
-    """Limits of ``arch``; a CUDA architecture newer than the table gets the smallest known ones."""
+    """Limits of ``arch``; an architecture of NVIDIA or Ascend newer than the table gets the smallest known ones."""
     if arch in ARCHITECTURES:
         return ARCHITECTURES[arch]
+    if arch == UNKNOWN:
+        return _UNKNOWN_ASCEND
     return _UNKNOWN_CUDA if arch.startswith("sm_") else _HOST
 
 
@@ -72,7 +81,10 @@ def cuda_number(arch: str) -> int:
 
 @dataclass(frozen=True)
 class KnownDevice:
-    """What a vendor publishes about one device. Bandwidth in bytes/s, 16-bit matrix rate in FLOP/s (dense)."""
+    """What a vendor publishes about one device. Bandwidth in bytes/s, 16-bit matrix rate in FLOP/s (dense).
+
+    ``soc`` is torch_npu's number of an Ascend chip, of which one die is meant: that is what a torch device reaches.
+    """
 
     name: str
     arch: str
@@ -82,6 +94,7 @@ class KnownDevice:
     bandwidth: float
     matrix_flops: float
     source: str
+    soc: int = 0
 
 
 # fmt: off
@@ -96,8 +109,9 @@ KNOWN_DEVICES: dict[str, KnownDevice] = {
     "h200":    KnownDevice("NVIDIA H200",                  "sm_90",  132, 50 * MIB, 141 * GIB, 4800e9, 989e12, "NVIDIA H200 datasheet (SXM)"),
     "b200":    KnownDevice("NVIDIA B200",                  "sm_100", 148, 126 * MIB, 180 * GIB, 8000e9, 2250e12, "NVIDIA HGX B200 datasheet"),
     "5090":    KnownDevice("NVIDIA GeForce RTX 5090",      "sm_120", 170, 96 * MIB, 32 * GIB, 1792e9, 209.5e12, "NVIDIA RTX Blackwell architecture whitepaper (float32 accumulation)"),
-    "310p":    KnownDevice("Ascend 310P3",                 "310P",   8, 0, 24 * GIB, 204e9, 0.0, "Huawei Atlas 300I Pro specification"),
-    "910b":    KnownDevice("Ascend 910B3",                 "910B",   20, 192 * MIB, 64 * GIB, 1600e9, 313e12, "Huawei Atlas A2 training specification"),
-    "910c":    KnownDevice("Ascend 910C",                  "910C",   48, 384 * MIB, 128 * GIB, 3200e9, 0.0, "Huawei Atlas A3 specification (both dies)"),
+    "310p":    KnownDevice("Ascend 310P3",                 "310P",   8, 16 * MIB, 24 * GIB, 204e9, 70e12, "Huawei Atlas 300I Pro specification; CANN, platform_config/Ascend310P3.ini (AI cores, L2)", soc=202),
+    "910b":    KnownDevice("Ascend 910B3",                 "910B",   20, 192 * MIB, 64 * GIB, 1600e9, 313e12, "Huawei Atlas A2 training specification; CANN, platform_config/Ascend910B3.ini (AI cores, L2)", soc=223),
+    "910c":    KnownDevice("Ascend 910_9392",              "910C",   24, 192 * MIB, 64 * GIB, 1600e9, 376e12, "Huawei CloudMatrix384, arXiv:2506.12708, section 3.3 (one die of two); CANN, platform_config/Ascend910_9392.ini (AI cores)", soc=251),
+    "950":     KnownDevice("Ascend 950PR_9579",            "950",    28, 128 * MIB, 128 * GIB, 1600e9, 0.0, "Huawei Connect 2025 announcement of the 950PR (memory); CANN, platform_config/Ascend950PR_9579.ini (AI cores, L2); no 16-bit rate is published", soc=260),
 }
 # fmt: on

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from faops.architectures import ARCHITECTURES, KNOWN_DEVICES, Limits, limits
+from faops import ascend
+from faops.architectures import KNOWN_DEVICES, KnownDevice, Limits, limits
 from faops.errors import ArgumentError
 
 
@@ -37,6 +38,7 @@ class DeviceProfile:
     threads: int = 0  # CPU: threads torch computes with
     bandwidth: float = 0.0
     matrix_flops: float = 0.0
+    soc: int = 0  # Ascend: torch_npu's number of the chip, which tells the members of an architecture apart
 
     @property
     def limits(self) -> Limits:
@@ -54,6 +56,8 @@ class DeviceProfile:
         ]
         if self.threads:
             parts.append(f"{self.threads}t")
+        if self.soc:
+            parts.append(f"soc-{self.soc}")
         parts += [self.name, self.mig]
         return "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", part).strip("-") for part in parts if part)
 
@@ -62,7 +66,7 @@ class DeviceProfile:
 
 
 def known(name: str) -> DeviceProfile:
-    """Profile of a well-known device by its short name, such as "t4", "a100", "h200" or "910b"; "cpu" is this host.
+    """Profile of a well-known device by its short name, such as "t4", "h200", "910b" or "950"; "cpu" is this host.
 
     Raises ArgumentError for an unknown name.
     """
@@ -72,19 +76,20 @@ def known(name: str) -> DeviceProfile:
     if device is None:
         raise ArgumentError("device", repr(name), f"one of cpu, {', '.join(KNOWN_DEVICES)}")
     limit = limits(device.arch)
-    ascend = limit.family == "ascend"
+    of_ascend = limit.family == "ascend"
     return DeviceProfile(
-        vendor="ascend" if ascend else "nvidia",
+        vendor="ascend" if of_ascend else "nvidia",
         family=limit.family,
         arch=device.arch,
         name=device.name,
-        torch_type="npu" if ascend else "cuda",
+        torch_type="npu" if of_ascend else "cuda",
         units=device.units,
         l2_bytes=device.l2_bytes,
         shared_bytes=limit.shared_per_block,
         memory_bytes=device.memory_bytes,
         bandwidth=device.bandwidth,
         matrix_flops=device.matrix_flops,
+        soc=device.soc,
     )
 
 
@@ -149,22 +154,30 @@ def _detect_hip(device: torch.device) -> DeviceProfile:
 
 def _detect_npu(device: torch.device) -> DeviceProfile:
     npu = getattr(torch, "npu")  # noqa: B009 (set by torch_npu, unknown to type checkers)
-    name = str(npu.get_device_name(device.index or 0))
-    arch = next((arch for arch in ("310P", "910C", "950", "910B") if arch.lower() in name.lower()), "910B")
-    if "910_93" in name:  # the name that the runtime gives to the A3 generation
-        arch = "910C"
-    published = next((entry for entry in KNOWN_DEVICES.values() if entry.arch == arch), None)
+    index = device.index or 0
+    name, soc = str(npu.get_device_name(index)), ascend.soc_number(npu)
+    arch = ascend.architecture(soc, name)
+    told, published, alike = ascend.properties(npu, index), _published(arch, name), _published(arch)
     return DeviceProfile(
         vendor="ascend",
         family="ascend",
         arch=arch,
         name=name,
         torch_type="npu",
-        units=published.units if published else 0,
-        l2_bytes=published.l2_bytes if published else 0,
-        shared_bytes=ARCHITECTURES[arch].shared_per_block,
-        memory_bytes=int(npu.mem_get_info(device.index or 0)[1]),
+        units=told.cores or (alike.units if alike else 0),
+        l2_bytes=told.l2_bytes or (alike.l2_bytes if alike else 0),
+        shared_bytes=limits(arch).shared_per_block,
+        memory_bytes=told.memory_bytes,
+        bandwidth=published.bandwidth if published else 0.0,
+        matrix_flops=published.matrix_flops if published else 0.0,
+        soc=soc,
     )
+
+
+def _published(arch: str, name: str = "") -> KnownDevice | None:
+    """What is published of the Ascend chip ``name``, or without a name of any of its architecture."""
+    same = (entry for entry in KNOWN_DEVICES.values() if entry.arch == arch)
+    return next((entry for entry in same if name in ("", entry.name.replace(" ", ""))), None)
 
 
 @functools.cache

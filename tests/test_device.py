@@ -44,6 +44,8 @@ def test_known_devices_are_complete(name: str) -> None:
         ("h200", "hopper", True, True, True, True),
         ("b200", "blackwell", True, True, True, True),
         ("910b", "ascend", True, True, False, False),
+        ("910c", "ascend", True, True, False, False),
+        ("950", "ascend", True, True, False, True),
         ("310p", "ascend", False, True, False, False),
     ],
 )
@@ -105,7 +107,7 @@ def test_identity_holds_what_may_change_the_fastest_config() -> None:
     base = known("h200")
     for name in ("vendor", "arch", "name", "mig"):
         assert replace(base, **{name: "other"}).identity != base.identity
-    for name in ("units", "l2_bytes", "shared_bytes", "threads"):
+    for name in ("units", "l2_bytes", "shared_bytes", "threads", "soc"):
         assert replace(base, **{name: 7 * MIB}).identity != base.identity
     assert len({known(name).identity for name in KNOWN_DEVICES}) == len(KNOWN_DEVICES)
 
@@ -174,13 +176,117 @@ class NpuDevice(NamedTuple):
     index: int = 0
 
 
+class Npu(SimpleNamespace):
+    """Stands for torch.npu with one device; ``soc`` None: get_soc_version is not there, an error: it is raised."""
+
+    def __init__(self, name: str, soc: int | Exception | None = None, **told: object) -> None:
+        super().__init__(get_device_name=lambda index: name, mem_get_info=lambda index: (1, 64 * GIB))
+        if soc is not None:
+            self.utils = SimpleNamespace(get_soc_version=lambda: raised_or_given(soc))
+        if told:
+            self.get_device_properties = lambda index: SimpleNamespace(name=name, **told)
+
+
+def raised_or_given(value: int | Exception) -> int:
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+def detect_npu(monkeypatch: pytest.MonkeyPatch, npu: Npu) -> DeviceProfile:
+    monkeypatch.setattr(torch, "npu", npu, raising=False)
+    device_module._detect.cache_clear()
+    return device_module._detect(NpuDevice())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "soc", "arch", "bfloat16"),
+    [
+        ("Ascend910B3", 223, "910B", True),
+        ("Ascend910B4-1", 225, "910B", True),
+        ("Ascend910_9391", 250, "910C", True),
+        ("Ascend910_9363", 256, "910C", True),
+        ("Ascend310P3", 202, "310P", False),
+        ("Ascend310P7", 205, "310P", False),
+        ("Ascend950PR_9579", 260, "950", True),
+        ("Ascend910B", 104, "910", False),  # the first generation's last member, whose name looks like an A2
+        ("Ascend910ProB", 103, "910", False),
+        ("Ascend310B4", 243, "310B", True),
+        ("Ascend960", 270, "ascend-unknown", True),
+        ("Ascend910B9", 226, "ascend-unknown", True),  # the number decides
+    ],
+)
+def test_detection_of_ascend_devices(
+    monkeypatch: pytest.MonkeyPatch, name: str, soc: int, arch: str, bfloat16: bool
+) -> None:
+    profile = detect_npu(monkeypatch, Npu(name, soc))
+    assert (profile.vendor, profile.family, profile.arch) == ("ascend", "ascend", arch)
+    assert (profile.name, profile.soc, profile.torch_type) == (name, soc, "npu")
+    assert profile.memory_bytes == 64 * GIB
+    assert profile.limits.family == "ascend"
+    assert profile.limits.bfloat16 == bfloat16
+    assert profile.shared_bytes == profile.limits.shared_per_block >= 192 * KIB
+    assert f"soc-{soc}" in profile.identity
+
+
+@pytest.mark.parametrize("soc", [None, RuntimeError("Unsupported soc version")], ids=["not told", "refused"])
 @pytest.mark.parametrize(
     ("name", "arch"),
-    [("Ascend910B3", "910B"), ("Ascend910_9382", "910C"), ("Ascend310P3", "310P"), ("Ascend910C", "910C")],
+    [
+        ("Ascend910B3", "910B"),
+        ("Ascend910B", "910"),
+        ("Ascend910A", "910"),
+        ("Ascend910_9382", "910C"),
+        ("Ascend910C", "910C"),
+        ("Ascend310P3", "310P"),
+        ("Ascend310B1", "310B"),
+        ("Ascend950DT_95A1", "950"),
+        ("Ascend910_9579", "950"),
+        ("Ascend910Z", "ascend-unknown"),
+        ("Ascend910BX", "ascend-unknown"),
+        ("", "ascend-unknown"),
+    ],
 )
-def test_detection_of_ascend_devices(monkeypatch: pytest.MonkeyPatch, name: str, arch: str) -> None:
-    fake = SimpleNamespace(get_device_name=lambda index: name, mem_get_info=lambda index: (1, 64 * GIB))
-    monkeypatch.setattr(torch, "npu", fake, raising=False)
-    profile = device_module._detect(NpuDevice())  # type: ignore[arg-type]
-    assert (profile.vendor, profile.family, profile.arch) == ("ascend", "ascend", arch)
-    assert profile.memory_bytes == 64 * GIB
+def test_without_a_number_the_name_tells_the_ascend_architecture(
+    monkeypatch: pytest.MonkeyPatch, name: str, arch: str, soc: Exception | None
+) -> None:
+    profile = detect_npu(monkeypatch, Npu(name, soc))
+    assert (profile.arch, profile.soc) == (arch, 0)
+    assert "soc-" not in profile.identity
+
+
+def test_an_ascend_device_tells_its_cores_and_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"cube_core_num": 23, "vector_core_num": 46, "L2_cache_size": 96 * MIB, "total_memory": 31 * GIB}
+    profile = detect_npu(monkeypatch, Npu("Ascend910B2", 221, **told))
+    assert (profile.units, profile.l2_bytes, profile.memory_bytes) == (23, 96 * MIB, 31 * GIB)
+    assert (profile.bandwidth, profile.matrix_flops) == (0.0, 0.0)  # published of the 910B3 alone
+
+
+def test_an_ascend_device_that_tells_only_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before torch_npu 2.7.1. Cores and cache are those of its architecture, rates those of this very chip."""
+    profile = detect_npu(monkeypatch, Npu("Ascend910B3", 223, total_memory=61 * GIB))
+    published = known("910b")
+    assert (profile.units, profile.l2_bytes) == (published.units, published.l2_bytes) == (20, 192 * MIB)
+    assert (profile.bandwidth, profile.matrix_flops) == (published.bandwidth, published.matrix_flops)
+    assert (profile.memory_bytes, profile.soc) == (61 * GIB, published.soc)
+
+
+def test_an_ascend_device_newer_than_the_table_is_not_taken_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = detect_npu(monkeypatch, Npu("Ascend970", 280))
+    assert (profile.units, profile.l2_bytes, profile.bandwidth) == (0, 0, 0.0)
+    ascend = [limit.shared_per_block for limit in ARCHITECTURES.values() if limit.family == "ascend"]
+    assert profile.shared_bytes == min(ascend)
+    assert "newer" in profile.limits.source
+
+
+def test_members_of_an_ascend_architecture_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results tuned on one SoC are not used on another."""
+    one, other = (detect_npu(monkeypatch, Npu("Ascend910B", soc)).identity for soc in (220, 223))
+    assert one != other
+
+
+@pytest.mark.parametrize("name", ["310p", "910b", "910c", "950"])
+def test_known_ascend_chips_are_found_by_their_number(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    planned = known(name)
+    found = detect_npu(monkeypatch, Npu(planned.name.replace(" ", ""), planned.soc))
+    assert replace(found, name=planned.name, memory_bytes=planned.memory_bytes) == planned

@@ -55,14 +55,15 @@ def _distributions(failures: dict[str, str]) -> list[str]:
 
 def check_kernel(kernel: Kernel) -> Result:
     """Run ``kernel`` on every device of this machine that it accepts a small problem for."""
-    details, refusals = [], []
+    details: list[str] = []
+    refusals: dict[torch.device, list[tuple[str, ...]]] = {}
     for device in _devices():
         profile = detect(device)
         for problem in trial.problems(kernel.op, profile):
             decision = kernel.check(problem, profile)
             if not isinstance(decision, Rejected):
                 break
-            refusals.append(f"{device}: {'; '.join(decision.reasons)}")
+            refusals.setdefault(device, []).append(decision.reasons)
         else:
             continue
         try:
@@ -74,11 +75,26 @@ def check_kernel(kernel: Kernel) -> Result:
         if not outcome.passed:
             return fail(f"wrong result: {details[-1]}", fix=REINSTALL)
     if not details:
-        reasons = list(dict.fromkeys(refusals))
-        if len(reasons) == 1:
-            return skipped(f"does not run here: {reasons[0]}", *reasons)
-        return skipped("accepts no small problem on a device of this machine", *reasons)
+        return _refused(refusals)
     return ok(details[0], *details[1:])
+
+
+def _refused(refusals: dict[torch.device, list[tuple[str, ...]]]) -> Result:
+    """Why a kernel runs nowhere here: what it says of every problem, or else all that it says of any."""
+    details = dict.fromkeys(_line(device, reasons) for device, each in refusals.items() for reasons in each)
+    always = {device: _common(each) for device, each in refusals.items()}
+    if all(always.values()):
+        return skipped(f"does not run here: {', '.join(_line(*each) for each in always.items())}", *details)
+    return skipped("accepts no small problem on a device of this machine", *details)
+
+
+def _line(device: torch.device, reasons: tuple[str, ...]) -> str:
+    return f"{device}: {'; '.join(reasons)}"
+
+
+def _common(refusals: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """The reasons that are in all of them."""
+    return tuple(reason for reason in refusals[0] if all(reason in other for other in refusals))
 
 
 def _devices() -> list[torch.device]:

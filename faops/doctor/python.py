@@ -18,7 +18,9 @@ MINIMUM = (3, 10)
 NEWEST_TESTED = (3, 13)
 TESTED_SYSTEMS = ("Linux", "Darwin")
 # Packages of which a second copy, found first or last, makes a program use other code than pip tells of.
-WATCHED = ("faops", "torch", "triton", "numpy", "torch-npu", "transformers", "cupy-cuda12x", "cupy-cuda13x")
+WATCHED = (
+    "faops", "torch", "triton", "triton-ascend", "numpy", "torch-npu", "transformers", "cupy-cuda12x", "cupy-cuda13x",
+)  # fmt: skip
 
 
 def checks() -> list[Check]:

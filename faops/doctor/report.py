@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 import torch
 
 from faops import settings
+from faops.autotune.cache import cann
 from faops.device import DeviceProfile, detect
 from faops.doctor import accelerators, probes
 from faops.doctor.check import Finding
@@ -73,7 +74,7 @@ def _shown(value: T, redacted: bool) -> T:
 
 def _versions() -> dict[str, str]:
     found = {name: probes.installed(name) for name in PACKAGES}
-    built = {"PyTorch's CUDA": torch.version.cuda, "PyTorch's ROCm": torch.version.hip}
+    built = {"PyTorch's CUDA": torch.version.cuda, "PyTorch's ROCm": torch.version.hip, "CANN": cann.version()}
     return {name: version for name, version in {**found, **built}.items() if version}
 
 

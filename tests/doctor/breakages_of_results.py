@@ -1,4 +1,4 @@
-"""How the checks of triton, npu, cache, settings and kernels are broken; see :mod:`tests.doctor.breakages`."""
+"""How the checks of triton, cache, settings and kernels are broken; see :mod:`tests.doctor.breakages`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from faops import registry
 from faops.autotune.cache import TuningCache, environment, misses
 from faops.autotune.cache.entry import file_name
@@ -21,7 +19,7 @@ from faops.device import detect
 from faops.registry import Kernel
 from tests.autotune.support import PROBLEM, make_entry
 from tests.doctor.breakages import breaks
-from tests.doctor.machine import NPU_SMI, Machine
+from tests.doctor.machine import Machine, able_to_run
 
 # --- triton -----------------------------------------------------------------------------------------------------------
 
@@ -111,95 +109,6 @@ def _with_triton(machine: Machine) -> None:
     machine.torch_gpu()
     include = machine.file("include/Python.h").parent
     machine.patch.setattr(sysconfig, "get_path", lambda name: str(include))
-
-
-# --- npu --------------------------------------------------------------------------------------------------------------
-
-
-@breaks("npu.card")
-def ascend_card_without_driver(machine: Machine) -> Iterator[str]:
-    machine.pci("0x19e5", "0x120000")
-    machine.program("npu-smi", NPU_SMI)
-    yield ""
-    (machine.bin / "npu-smi").unlink()
-    yield "but no driver for it"
-
-
-@breaks("npu.health")
-def ill_npu(machine: Machine) -> Iterator[str]:
-    machine.ascend()
-    yield ""
-    machine.program("npu-smi", NPU_SMI.replace("| OK   ", "| Alarm", 1))
-    yield "NPU 0 is not healthy"
-
-
-@breaks("npu.health")
-def npu_smi_without_rights(machine: Machine) -> Iterator[str]:
-    machine.ascend()
-    yield ""
-    machine.program("npu-smi", "dcmi module initialize failed. ret is -8005", code=255)
-    yield "npu-smi cannot talk to the driver"
-
-
-@breaks("npu.package")
-def torch_npu_of_another_torch(machine: Machine) -> Iterator[str]:
-    machine.ascend()
-    yield ""
-    machine.patch.setattr(torch, "__version__", "2.6.0")
-    yield "not 2.6.0"
-
-
-@breaks("npu.package")
-def npu_without_its_package(machine: Machine) -> Iterator[str]:
-    machine.ascend()
-    yield ""
-    _remove_torch_npu(machine)
-    yield "torch-npu is not"
-
-
-def _remove_torch_npu(machine: Machine) -> None:
-    for path in machine.site.glob("torch_npu-*"):
-        path.rename(machine.root / path.name)
-
-
-@breaks("npu.cann")
-def cann_not_sourced(machine: Machine) -> Iterator[str]:
-    machine.ascend()
-    yield ""
-    machine.patch.delenv("ASCEND_HOME_PATH")
-    yield "ASCEND_HOME_PATH is not set"
-
-
-@breaks("npu.cann")
-def cann_moved_away(machine: Machine) -> Iterator[str]:
-    machine.ascend()
-    yield ""
-    machine.patch.setenv("ASCEND_HOME_PATH", "/nowhere")
-    yield "ASCEND_HOME_PATH=/nowhere is no directory"
-
-
-@breaks("npu.cann")
-def cann_without_library(machine: Machine) -> Iterator[str]:
-    machine.ascend()
-    yield ""
-    machine.libraries.clear()
-    yield "libascendcl.so cannot be loaded"
-
-
-@breaks("npu.visible")
-def hidden_npus(machine: Machine) -> Iterator[str]:
-    machine.ascend()
-    yield ""
-    machine.patch.setenv("ASCEND_RT_VISIBLE_DEVICES", "")
-    yield "hides every NPU"
-
-
-@breaks("npu.devices")
-def npus_out_of_reach(machine: Machine) -> Iterator[str]:
-    machine.ascend()
-    yield ""
-    machine.patch.setattr(type(torch.npu), "available", False)  # type: ignore[attr-defined]
-    yield "finds no device"
 
 
 # --- cache ------------------------------------------------------------------------------------------------------------
@@ -371,23 +280,20 @@ def package_that_does_not_load(machine: Machine) -> Iterator[str]:
 
 
 def _wrong_kernel(kernel: Kernel, machine: Machine) -> Iterator[str]:
-    """The kernel runs, where need be on an emulated card, and its result is off by a little."""
+    """The kernel runs, where need be on an emulated device, and its result is off by a little."""
     machine.compilers()
-    if kernel.backend == "cuda_raw":
-        machine.patch.setenv("FAOPS_EMULATE", "t4" if kernel.name.startswith("sm75") else "a100")
-    if kernel.backend == "triton":
-        machine.patch.setenv("TRITON_INTERPRET", "1")
-    yield ""
-    usual = kernel.launch
-    # A value near 1 of float16 has neighbours 0.001 away, and may be off by a few of them.
-    factor = 1.02 if kernel.backend == "cuda_raw" else 1.001
+    with able_to_run(kernel, machine.patch):
+        yield ""
+        usual = kernel.launch
+        # A value near 1 of float16 has neighbours 0.001 away, and may be off by a few of them.
+        factor = 1.02 if kernel.backend in ("cuda_raw", "npu") or kernel.name.startswith("ascend") else 1.001
 
-    def launch(inputs: Any, config: Any) -> Any:
-        first, *others = usual(inputs, config)
-        return (first * factor, *others)
+        def launch(inputs: Any, config: Any) -> Any:
+            first, *others = usual(inputs, config)
+            return (first * factor, *others)
 
-    machine.patch.setattr(kernel, "launch", launch)
-    yield "wrong result"
+        machine.patch.setattr(kernel, "launch", launch)
+        yield "wrong result"
 
 
 for _each in registry.kernels():

@@ -6,18 +6,28 @@ PyTorch says of its GPUs.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import importlib
+import json
 import os
+import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from faops.backends.cuda_raw import targets
 from faops.doctor import nvidia, probes
+from faops.doctor.check import Result
+from faops.doctor.npu import probe
+from faops.registry import Kernel
+from tests.doctor import ascend
+from tests.npu.support import ascend as simulated_npu
 
 CARD = {
     "product_name": "NVIDIA H200",
@@ -30,21 +40,6 @@ CARD = {
     "hw_thermal_slowdown": "Not Active",
     "dram_uncorrectable": "0",
 }
-
-NPU_SMI = """\
-+------------------------------------------------------------------------------------------------+
-| npu-smi 25.2.0                   Version: 25.2.0                                               |
-+---------------------------+---------------+----------------------------------------------------+
-| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
-| Chip                      | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
-+===========================+===============+====================================================+
-| 0     910B3               | OK            | 93.6        40                0    / 0             |
-| 0                         | 0000:01:00.0  | 0           0    / 0          3161 / 65536         |
-+===========================+===============+====================================================+
-| 1     910B3               | OK            | 93.6        40                0    / 0             |
-| 0                         | 0000:02:00.0  | 0           0    / 0          3161 / 65536         |
-+===========================+===============+====================================================+
-"""
 
 
 def card_xml(event: str = "event", **changed: str) -> str:
@@ -82,26 +77,37 @@ class Machine:
             path.mkdir()
         self.libraries: set[str] = set()
         self.hidden: set[str] = set()
-        for name in ("CUDA_VISIBLE_DEVICES", "ASCEND_HOME_PATH", "ASCEND_RT_VISIBLE_DEVICES", "CXX", "CC",
+        for name in ("CUDA_VISIBLE_DEVICES", "ASCEND_HOME_PATH", "ASCEND_OPP_PATH", "ASCEND_TOOLKIT_HOME",
+                     "ASCEND_RT_VISIBLE_DEVICES", "TORCH_DEVICE_BACKEND_AUTOLOAD", "CXX", "CC",
                      "TRITON_CACHE_DIR", "TRITON_HOME", "TRITON_PTXAS_PATH", "KUBERNETES_SERVICE_HOST",
                      "FAOPS_TEST_SEED"):  # fmt: skip
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("PATH", str(self.bin))
         monkeypatch.setattr(probes, "ROOT", self.root)
         monkeypatch.setattr(probes, "library", lambda name: name in self.libraries)
+        monkeypatch.setattr(probes, "loading", lambda names: {name: self.loading(name) for name in names})
         monkeypatch.setattr(targets, "driver_cuda_version", lambda: None)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.syspath_prepend(str(self.site))
 
+    def loading(self, library: str) -> str:
+        """What the dynamic loader says of a library: "" where it loads."""
+        return "" if library in self.libraries else f"{library}: cannot open shared object file"
+
     # ------------------------------------------------------------------------------------------ programs, files
 
-    def program(self, name: str, prints: str = "", code: int = 0, seconds: float = 0) -> Path:
-        """Put a program on PATH that prints a text and ends with ``code``, after ``seconds``."""
+    def program(self, name: str, prints: str = "", code: int = 0, seconds: float = 0, ends: str = "") -> Path:
+        """Put a program on PATH that prints a text and ends with ``code``, after ``seconds``.
+
+        ``ends`` is a command of the shell to end with instead; only those built in are found.
+        """
         said = self.bin / f"{name}.txt"
         said.write_text(prints.rstrip("\n") + "\n")  # `read` takes whole lines only
         path = self.bin / name
         wait = f"{shutil.which('sleep', path='/usr/bin:/bin')} {seconds}\n" if seconds else ""
-        path.write_text(f"#!/bin/sh\n{wait}while IFS= read -r line; do echo \"$line\"; done < '{said}'\nexit {code}\n")
+        path.write_text(
+            f"#!/bin/sh\n{wait}while IFS= read -r line; do echo \"$line\"; done < '{said}'\n{ends or f'exit {code}'}\n"
+        )
         path.chmod(0o755)
         return path
 
@@ -151,34 +157,52 @@ class Machine:
         self.patch.setattr(torch.cuda, "get_device_capability", lambda index=0: (9, 0))
         self.patch.setattr(torch.cuda, "get_device_name", lambda index=0: "NVIDIA H200")
 
-    def ascend(self) -> None:
-        """An Ascend machine in order: driver, npu-smi, torch-npu for this PyTorch, and CANN."""
+    def ascend(self, torch_npu: str = "", cann: str = "8.5.0") -> None:
+        """An Ascend machine in order: driver, device files, npu-smi, CANN, torch-npu for this PyTorch, and two 910B3.
+
+        ``torch_npu`` and ``cann`` are versions; the first is by default one for this PyTorch.
+        """
         version = str(torch.__version__).partition("+")[0]
         self.pci("0x19e5", "0x120000")
-        self.program("npu-smi", NPU_SMI)
-        self.package("torch-npu", f"{version}.post1", f"torch=={version}")
-        self.libraries.add("libascendcl.so")
+        for name in ("davinci0", "davinci1", "davinci_manager", "devmm_svm", "hisi_hdc"):
+            self.file(f"dev/{name}")
+        self.program("npu-smi", ascend.SMI)
+        self.package("torch-npu", torch_npu or f"{version}.post1", f"torch=={version}.*")
+        self.libraries |= {"libascendcl.so", "libhccl.so", "libopapi.so"}
+        home = self.root / "usr/local/Ascend/cann"
         self.file("usr/local/Ascend/ascend-toolkit/set_env.sh")
-        home = self.file("usr/local/Ascend/cann/x86_64-linux/ascend_toolkit_install.info", "version=8.5.0\n").parents[1]
-        self.patch.setenv("ASCEND_HOME_PATH", str(home))
-        npu = _Npu()
-        self.patch.setitem(sys.modules, "torch_npu", npu)  # type: ignore[arg-type]
-        self.patch.setattr(torch, "npu", npu, raising=False)
+        self.file(f"usr/local/Ascend/cann/{platform.machine()}-linux/ascend_toolkit_install.info", f"version={cann}\n")
+        for variable, folder in (("ASCEND_HOME_PATH", home), ("ASCEND_OPP_PATH", home / "opp")):
+            folder.mkdir(exist_ok=True)
+            self.patch.setenv(variable, str(folder))
+        self.patch.setitem(sys.modules, "torch_npu", ModuleType("torch_npu"))
+        self.torch_npu(*ascend.told())
+
+    def torch_npu(self, *stages: dict[str, object], ends: str = "exit 0") -> None:
+        """What the child that imports torch_npu prints, and the last command of the shell script that stands for it."""
+        lines = ["CANN prints a line of its own"] + [probe.MARK + json.dumps(stage) for stage in stages]
+        program = self.program("probe-npu", "\n".join(lines), ends=ends)
+        self.patch.setattr(probe, "COMMAND", (str(program),))
 
     def compilers(self) -> None:
         """The real compilers of the machine that runs the tests are on PATH too."""
         self.patch.setenv("PATH", f"{self.bin}{os.pathsep}/usr/local/bin:/usr/bin:/bin")
 
 
-class _Npu:
-    """Stands for torch_npu and torch.npu."""
+def results_of(module: Any) -> dict[str, Result]:
+    """Results of all checks of a group, by the last part of their names."""
+    return {check.id.partition(".")[2]: check.run() for check in module.checks()}
 
-    available = True
 
-    def is_available(self) -> bool:
-        return self.available
-
-    device_count = functools.partial(int, 2)
-
-    def get_device_name(self, index: int) -> str:
-        return "Ascend910B3"
+@contextlib.contextmanager
+def able_to_run(kernel: Kernel, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This machine can run ``kernel``: raw CUDA kernels need an emulated card, Triton's the interpreter, and those of
+    Ascend a CPU that passes for an NPU.
+    """
+    if kernel.backend == "cuda_raw":
+        patch.setenv("FAOPS_EMULATE", "t4" if kernel.name.startswith("sm75") else "a100")
+    if kernel.backend == "triton":
+        patch.setenv("TRITON_INTERPRET", "1")
+    of_ascend = kernel.backend == "npu" or kernel.name.startswith("ascend")
+    with simulated_npu() if of_ascend else contextlib.nullcontext():
+        yield

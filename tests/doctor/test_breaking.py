@@ -11,11 +11,11 @@ import pytest
 from faops import doctor
 from faops.backends.triton import versions
 from faops.doctor.check import Result, perform
-from tests.doctor import breakages_of_results
+from tests.doctor import breakages_of_npus, breakages_of_results
 from tests.doctor.breakages import BREAKAGES, SLOW, Breakage
 from tests.doctor.machine import Machine
 
-assert breakages_of_results
+assert breakages_of_npus and breakages_of_results
 
 ALL = [(check, breakage) for check, ways in BREAKAGES.items() for breakage in ways]
 # What a fix may begin with: a program, or what a person does in a shell or an editor.
@@ -49,5 +49,5 @@ def test_what_is_broken_is_found(check: str, breakage: Breakage, machine: Machin
 
 
 def test_every_check_is_broken_by_a_test() -> None:
-    """A new check needs a function in breakages.py, or in the file beside it."""
+    """A new check needs a function in breakages.py, or in a file beside it."""
     assert set(BREAKAGES) == {check.id for check in doctor.checks()}

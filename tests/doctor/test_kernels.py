@@ -5,6 +5,7 @@ That a slightly wrong result of any kernel fails is in :mod:`tests.doctor.breaka
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,22 +14,18 @@ import torch
 from faops import registry
 from faops.device import detect, known
 from faops.doctor import kernels, trial
+from faops.problem import AttentionProblem
 from faops.registry import Kernel, Rejected
+from tests.doctor.machine import able_to_run
 
 ALL = registry.kernels()
 
 
 @pytest.fixture
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    """The kernel a test is parametrised with, on a machine that can run it: raw CUDA kernels need an emulated card and
-    Triton's the interpreter.
-    """
-    found: Kernel = request.param
-    if found.backend == "cuda_raw":
-        monkeypatch.setenv("FAOPS_EMULATE", "t4" if found.name.startswith("sm75") else "a100")
-    if found.backend == "triton":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    return found
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    """The kernel a test is parametrised with, on a machine that can run it."""
+    with able_to_run(request.param, monkeypatch):
+        yield request.param
 
 
 def a_kernel() -> Kernel:
@@ -117,6 +114,22 @@ def test_a_kernel_for_another_device_is_skipped_with_its_reasons(monkeypatch: py
     assert result.details == ("cpu: needs sm_90",)
 
 
+def test_of_many_reasons_those_that_always_hold_are_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = a_kernel()
+
+    def check(problem: AttentionProblem, device: object) -> Rejected:
+        return Rejected(("it has no float32", "needs sm_90") if problem.dtype == "float32" else ("needs sm_90",))
+
+    monkeypatch.setattr(kernel, "check", check)
+    result = kernels.check_kernel(kernel)
+    assert (result.status, result.summary) == ("skipped", "does not run here: cpu: needs sm_90")
+    assert result.details == ("cpu: it has no float32; needs sm_90", "cpu: needs sm_90")
+    monkeypatch.setattr(kernel, "check", lambda problem, device: Rejected((problem.dtype,)))
+    result = kernels.check_kernel(kernel)
+    assert (result.status, result.summary) == ("skipped", "accepts no small problem on a device of this machine")
+    assert result.details == ("cpu: float32", "cpu: float16")
+
+
 def test_small_problems_suit_their_device() -> None:
     assert trial.problems("forward", detect("cpu"))[0].dtype == "float32"
     assert trial.problems("forward", known("t4"))[0].dtype == "float16"
@@ -127,7 +140,7 @@ def test_small_problems_suit_their_device() -> None:
 def test_backends_that_load() -> None:
     result = kernels.check_backends()
     assert result.status == "ok"
-    assert f"{len(ALL)} kernels of cuda_raw, torch, triton" in result.summary
+    assert f"{len(ALL)} kernels of cuda_raw, npu, torch, triton" in result.summary
 
 
 def test_backend_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
-"""Groups driver and npu, on made-up machines, beyond what :mod:`tests.doctor.breakages` breaks; and the probes."""
+"""Group driver, on made-up machines, beyond what :mod:`tests.doctor.breakages` breaks; and the probes."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
@@ -11,18 +12,12 @@ import pytest
 import torch
 
 from faops.doctor import driver, npu, nvidia, probes
-from faops.doctor.check import Result
-from tests.doctor.machine import NPU_SMI, Machine, card_xml, smi_xml
+from tests.doctor.machine import Machine, card_xml, results_of, smi_xml
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path, monkeypatch)
-
-
-def results_of(module: object) -> dict[str, Result]:
-    """Results of all checks of a group, by the last part of their names."""
-    return {check.id.partition(".")[2]: check.run() for check in module.checks()}  # type: ignore[attr-defined]
 
 
 def test_without_any_accelerator_all_is_skipped(machine: Machine) -> None:
@@ -169,34 +164,6 @@ def test_architectures(machine: Machine, built: tuple[str, ...], status: str) ->
         assert "no code for cuda:0 NVIDIA H200 (sm_90)" in result.summary
 
 
-def test_an_ascend_machine(machine: Machine) -> None:
-    machine.ascend()
-    found = results_of(npu)
-    assert {result.status for result in found.values()} == {"ok"}
-    assert found["health"].details == ("0 910B3: OK", "1 910B3: OK")
-    assert found["cann"].summary.startswith("CANN 8.5.0 at ")
-    assert found["devices"].details == ("npu:0 Ascend910B3", "npu:1 Ascend910B3")
-
-
-def test_fixes_for_ascend(machine: Machine) -> None:
-    machine.program("npu-smi", NPU_SMI)
-    machine.patch.setattr(torch, "__version__", "2.7.1+cpu")
-    assert npu.check_package().fix == "pip install torch-npu==2.7.1"
-    machine.package("torch-npu", "2.7.1.post2")
-    assert npu.check_package().status == "ok"
-    assert npu.check_cann().fix == "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
-    there = machine.file("usr/local/Ascend/cann/set_env.sh")
-    assert npu.check_cann().fix == f"source {there}"
-
-
-def test_npu_package_that_cannot_be_imported(machine: Machine) -> None:
-    machine.ascend()
-    machine.patch.setitem(sys.modules, "torch_npu", None)
-    result = npu.check_devices()
-    assert result.status == "fail"
-    assert "set_env.sh" in result.fix
-
-
 # --- probes -----------------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +192,42 @@ def test_probe_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.perf_counter() - start < 10
 
 
+def test_what_a_program_printed_before_its_end_is_kept() -> None:
+    ended = probes.run(["sh", "-c", "echo before; echo why >&2; kill -SEGV $$"])
+    assert (ended.code, ended.out, ended.reason) == (-11, "before\n", "crashed: SIGSEGV")
+    assert ended.last_lines() == ("why",)
+    ended = probes.run(["sh", "-c", "echo before; while :; do :; done"], 0.2)
+    assert (ended.code, ended.out, ended.reason) == (None, "before\n", "sh timed out: no answer within 0.2 s")
+    ended = probes.run(["sh", "-c", "echo 1; echo 2; exit 3"])
+    assert (ended.code, ended.reason, ended.last_lines(1)) == (3, "exit code 3", ("2",))
+    assert probes.run(["no-such-program-anywhere"]).code is None
+
+
+def test_what_a_hanging_program_started_ends_with_it(tmp_path: Path) -> None:
+    script = f"(while :; do sleep 0.05; echo alive > '{tmp_path}/mark'; done) & wait"
+    assert probes.run(["sh", "-c", script], 0.3).code is None
+    mark = tmp_path / "mark"
+    mark.unlink(missing_ok=True)
+    time.sleep(0.2)
+    assert not mark.exists()
+
+
+def test_a_program_has_the_environment_that_is_added() -> None:
+    ended = probes.run(["sh", "-c", 'echo "$ADDED in $HOME"'], environment={"ADDED": "7"})
+    assert ended.out == f"7 in {os.environ['HOME']}\n"
+
+
+def test_libraries_are_loaded_in_a_process_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = probes.loading(["libc.so.6", "libnosuchlibrary.so.99"])
+    assert said["libc.so.6"] == ""
+    assert "cannot open shared object file" in said["libnosuchlibrary.so.99"]
+    crashing = probes.LOADING.replace("ctypes.CDLL(name)", "'crash' in name and ctypes.string_at(0)")
+    monkeypatch.setattr(probes, "LOADING", crashing)
+    assert probes.loading(["fine.so", "crash.so", "after.so"]) == {
+        "fine.so": "", "crash.so": "crashed: SIGSEGV", "after.so": "crashed: SIGSEGV",
+    }  # fmt: skip
+
+
 def test_a_program_that_waits_for_input_gets_none() -> None:
     assert probes.output_of([sys.executable, "-c", "print(repr(input.__name__), open(0).read() == '')"])[0]
 
@@ -236,6 +239,8 @@ def test_a_program_that_waits_for_input_gets_none() -> None:
         ("triton (==3.5.0)", "3.5.0"),
         ("triton>=3.0", None),
         ("pytorch-triton==3.5.0", None),
+        ("triton==3.5.0.*", "3.5.0"),
+        ("triton (==3.5.*)", "3.5"),
         ("triton==3.5.0+git1; python_version > '3'", "3.5.0+git1"),
     ],
 )
