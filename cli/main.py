@@ -18,12 +18,14 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
+from . import autoload
+
 FAILED = 1
 INTERNAL_ERROR = 3
 INTERRUPTED = 130
 
 # Each is a module of this package that holds its click command as `command`; the order is the one of `faops --help`.
-COMMANDS = ("doctor", "tune", "explain", "kernels", "cache", "config", "version", "completion")
+COMMANDS = ("doctor", "tune", "explain", "profile", "kernels", "cache", "config", "version", "completion")
 
 
 class CommandLine(click.Group):
@@ -59,6 +61,9 @@ def _report(error: Exception) -> int:
     """Print one message for an error that ended a command, and return the exit code for it."""
     if os.environ.get("FAOPS_DEBUG", "") not in ("", "0"):
         traceback.print_exc()
+    if text := autoload.explained(error):
+        click.echo(f"error: {text}", err=True)
+        return FAILED
     if _is_deliberate(error):
         click.echo(f"error: {error}", err=True)
         return FAILED

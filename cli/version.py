@@ -10,7 +10,10 @@ import click
 from .output import json_option, print_json, print_pairs
 
 # Distributions that faops uses where they are installed.
-OPTIONAL = ("numpy", "transformers", "accelerate", "gguf", "triton", "cupy-cuda12x", "cupy-cuda13x", "torch-npu")
+OPTIONAL = (
+    "numpy", "transformers", "accelerate", "gguf", "triton", "triton-ascend", "cupy-cuda12x", "cupy-cuda13x",
+    "torch-npu",
+)  # fmt: skip
 
 
 @click.command("version", short_help="Print the versions of faops and what it uses.")

@@ -180,7 +180,7 @@ def attention_varlen(
     Args:
         q: (total_q, H, D), or (H, total_q, D) with layout "bhsd"; k (total_k, Hk, D), v (total_k, Hk, Dv) likewise.
         cu_seqlens_q: int32 (B + 1,), offsets that start at 0 and do not decrease.
-        cu_seqlens_k: the same for keys.
+        cu_seqlens_k: the same for keys. Both may be on the CPU when q is on an NPU, whose operators want them there.
         max_seqlen_q: at least the longest query sequence; max_seqlen_k: at least the longest key sequence.
         bias, mask: broadcastable to (B, H, max_seqlen_q, max_seqlen_k), indexed by position in the sequence.
 

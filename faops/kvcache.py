@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from faops import ops, validate
+from faops import ops, repeat_kvcache, validate
 from faops.errors import ArgumentError
 
 
@@ -61,6 +60,9 @@ def attention_with_kvcache(
         num_splits: key splits of a split-KV kernel; 0 lets the kernel choose. A hint: it changes no result's meaning.
         bias, mask: broadcastable to (B, H, M, capacity), indexed by absolute cache position.
 
+    With q on an NPU, cache_seqlens, cache_batch_idx, cache_leftpad and block_table may be on the CPU: its operators
+    want lengths from there, and have to wait for the device to get those that are on it.
+
     Lengths count from the bottom right as in :func:`faops.attention`, N being the length with the new keys. The other
     arguments are those of that function. There is no gradient: asking for one raises.
 
@@ -72,89 +74,63 @@ def attention_with_kvcache(
             the CPU, and elsewhere with FAOPS_CHECK_VALUES=1 only, since it would wait for the device.
         NoKernelError: nothing can run this; lists every kernel's reasons.
     """
-    options = (causal, window, scale, softcap, rotary_interleaved, num_splits, layout, torch.is_grad_enabled())
+    options = (causal, window, scale, softcap, rotary_interleaved, num_splits, layout, return_lse, backend)
     tensors = (
         q, k_cache, v_cache, k, v, cache_seqlens, cache_batch_idx, cache_leftpad, block_table, rotary_cos, rotary_sin,
         alibi_slopes, sinks,
     )  # fmt: skip
     key = None
     if bias is None and mask is None and q_descale is None and k_descale is None and v_descale is None:
-        key = _key(tensors, options)
-    passed = None if key is None else _passed.get(key)
-    if passed is None:
-        _check_layout(layout, {"q": q, "k_cache": k_cache, "v_cache": v_cache, "k": k, "v": v})
+        key = repeat_kvcache.key_of(tensors, options)
+        run = repeat_kvcache.find(key)
+        if run is not None:
+            out, lse = run(*tensors[:5], _lengths(q, cache_seqlens), *tensors[6:])
+            if layout == "bhsd":
+                out = out.transpose(1, 2)
+            return (out, lse) if return_lse else out
+    _check_layout(layout, {"q": q, "k_cache": k_cache, "v_cache": v_cache, "k": k, "v": v})
     if layout == "bhsd":
         q, k_cache, v_cache = (tensor.transpose(1, 2) for tensor in (q, k_cache, v_cache))
         k, v = (None if tensor is None else tensor.transpose(1, 2) for tensor in (k, v))
-    if passed is None:
-        _check_cache(q, k_cache, v_cache, block_table, cache_batch_idx)
-        _check_lengths(q, cache_seqlens)
-        _check_new(q, k_cache, v_cache, k, v, cache_seqlens)
-        if cache_leftpad is not None:
-            validate.check_index("cache_leftpad", cache_leftpad, q, (q.shape[0],), "(batch,)")
-        _check_rotary(q, rotary_cos, rotary_sin)
-        if not isinstance(rotary_interleaved, bool):
-            raise ArgumentError("rotary_interleaved", repr(rotary_interleaved), "True (neighbours) or False (halves)")
-        if isinstance(num_splits, bool) or not isinstance(num_splits, int) or num_splits < 0:
-            raise ArgumentError("num_splits", repr(num_splits), "an int of 0 (choose) or more")
-        passed = *validate.band_sides(causal, window), validate.check_numbers(scale, softcap, 0.0, q.shape[-1])
-        capacity = k_cache.shape[1] if block_table is None else k_cache.shape[1] * block_table.shape[1]
-        sizes = (q.shape[0], q.shape[2], q.shape[1], capacity)
-        bias, mask = validate.check_score_features(q, sizes, alibi_slopes, bias, mask, sinks)
-        descales = {"q_descale": q_descale, "k_descale": k_descale, "v_descale": v_descale}
-        validate.check_descales(q, k_cache.shape[2], q.shape[0], descales)
-        if key is not None:
-            _remember(key, passed)
-    left, right, scale = passed
-    lengths = _lengths(q, cache_seqlens)
+    _check_cache(q, k_cache, v_cache, block_table, cache_batch_idx)
+    _check_lengths(q, cache_seqlens)
+    _check_new(q, k_cache, v_cache, k, v, cache_seqlens)
+    if cache_leftpad is not None:
+        validate.check_index("cache_leftpad", cache_leftpad, q, (q.shape[0],), "(batch,)")
+    _check_rotary(q, rotary_cos, rotary_sin)
+    if not isinstance(rotary_interleaved, bool):
+        raise ArgumentError("rotary_interleaved", repr(rotary_interleaved), "True (neighbours) or False (halves)")
+    if isinstance(num_splits, bool) or not isinstance(num_splits, int) or num_splits < 0:
+        raise ArgumentError("num_splits", repr(num_splits), "an int of 0 (choose) or more")
+    left, right = validate.band_sides(causal, window)
+    scale = validate.check_numbers(scale, softcap, 0.0, q.shape[-1])
+    capacity = k_cache.shape[1] if block_table is None else k_cache.shape[1] * block_table.shape[1]
+    sizes = (q.shape[0], q.shape[2], q.shape[1], capacity)
+    bias, mask = validate.check_score_features(q, sizes, alibi_slopes, bias, mask, sinks)
+    descales = {"q_descale": q_descale, "k_descale": k_descale, "v_descale": v_descale}
+    validate.check_descales(q, k_cache.shape[2], q.shape[0], descales)
+    arguments = (
+        q, k_cache, v_cache, k, v, _lengths(q, cache_seqlens), cache_batch_idx, cache_leftpad, block_table,
+        rotary_cos, rotary_sin, alibi_slopes, bias, mask, sinks, left, right, scale, float(softcap),
+        rotary_interleaved, num_splits, return_lse, backend or "", q_descale, k_descale, v_descale,
+    )  # fmt: skip
     learnable = [
         tensor
         for tensor in (q, k_cache, v_cache, k, v, bias, sinks)
         if tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
     ]
     with torch.no_grad():
-        out, lse = ops.attention_with_kvcache(
-            q, k_cache, v_cache, k, v, lengths, cache_batch_idx, cache_leftpad, block_table, rotary_cos, rotary_sin,
-            alibi_slopes, bias, mask, sinks, left, right, scale, float(softcap), rotary_interleaved, num_splits,
-            return_lse, backend or "", q_descale, k_descale, v_descale,
-        )  # fmt: skip
+        out, lse = ops.attention_with_kvcache(*arguments)
     if learnable:
         out = _NoGradient.apply(out, *learnable)  # type: ignore[no-untyped-call]
+    else:
+        repeat_kvcache.remember(key, arguments, layout == "bhsd")
     if layout == "bhsd":
         out = out.transpose(1, 2)
     return (out, lse) if return_lse else out
 
 
 # --- what a call is checked for --------------------------------------------------------------------------------------
-
-# Calls that are alike in all but what lies in their tensors are checked once: a model makes one in every layer for
-# every token. What has passed: the window's sides and the scale.
-_passed: dict[Hashable, tuple[int, int, float]] = {}
-MOST_PASSED = 4096  # kept; emptied when full
-
-
-def _key(tensors: tuple[Any, ...], options: tuple[Any, ...]) -> Hashable | None:
-    """All that the checks look at; None for what cannot be told apart by it, such as a list as window."""
-    if torch.compiler.is_compiling():
-        return None
-    try:
-        described = tuple(
-            (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
-            if isinstance(tensor, Tensor)
-            else type(tensor)
-            for tensor in tensors
-        )
-        key = (described, options, tuple(map(type, options)))
-        hash(key)
-    except (TypeError, RuntimeError):  # sparse and nested tensors have no strides
-        return None
-    return key
-
-
-def _remember(key: Hashable, passed: tuple[int, int, float]) -> None:
-    if len(_passed) >= MOST_PASSED:
-        _passed.clear()
-    _passed[key] = passed
 
 
 def _check_layout(layout: str, tensors: dict[str, Tensor | None]) -> None:
@@ -210,13 +186,14 @@ def _check_lengths(q: Tensor, cache_seqlens: object) -> None:
 
 
 def _lengths(q: Tensor, cache_seqlens: int | Tensor | None) -> Tensor | None:
-    """cache_seqlens as int32 (B,)."""
+    """cache_seqlens as int32 (B,); a number stays on the host where that is where a kernel wants it."""
     if cache_seqlens is None:
         return None
     if isinstance(cache_seqlens, Tensor):
         return cache_seqlens
     validate.check_length("cache_seqlens", cache_seqlens)
-    return torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
+    where = validate.CPU if q.device.type in validate.HOST_LENGTHS else q.device
+    return torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=where)
 
 
 def _check_new(

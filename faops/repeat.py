@@ -20,8 +20,8 @@ from faops.ops import PLAIN_TYPES, dispatch_modes, is_plain, with_gradient
 
 Run = Callable[[Tensor, Tensor, Tensor], Any]
 
-_autocasts = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
-_transforms = torch._C._are_functorch_transforms_active
+autocasts = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+transforms = torch._C._are_functorch_transforms_active
 
 
 def find(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...]) -> Run | None:
@@ -31,8 +31,8 @@ def find(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...]) -> Run | Non
         or type(k) not in PLAIN_TYPES
         or type(v) not in PLAIN_TYPES
         or dispatch_modes()
-        or _transforms()
-        or _autocasts()
+        or transforms()
+        or autocasts()
     ):
         return None
     try:
@@ -57,7 +57,7 @@ def remember(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...], argument
     """Keep the plan of a call that has just succeeded, with its validated arguments of AttentionInputs."""
     inputs = AttentionInputs(*arguments)
     heads_first, return_lse = options[5] == "bhsd", options[6]
-    if not is_plain(q, k, v) or _autocasts():
+    if not is_plain(q, k, v) or autocasts():
         return
     try:
         key = _key(q, k, v, options)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 LAYOUTS = ("bshd", "bhsd")
 MAX_LENGTH = 2**31 - 1  # lengths travel as int32 in cu_seqlens and cache_seqlens
+CPU = torch.device("cpu")
+HOST_LENGTHS = ("npu",)  # device types whose operators take lengths as host numbers: they may as well come from there
 
 
 def describe(tensor: object) -> str:
@@ -139,12 +141,15 @@ def check_length(name: str, length: object) -> None:
 
 
 def check_index(name: str, tensor: object, like: Tensor, shape: tuple[int | None, ...], meaning: str) -> None:
-    """An int32 tensor of the given shape (None is any size) on the device of ``like``."""
+    """An int32 tensor of the given shape (None is any size) on the device of ``like``, or where lengths are wanted."""
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.int32:
         raise ArgumentError(name, describe(tensor), f"an int32 tensor of shape {meaning}")
     if tensor.dim() != len(shape) or any(want is not None and want != have for want, have in zip(shape, tensor.shape)):
         raise ArgumentError(name, describe(tensor), f"shape {meaning}")
-    check_device(name, tensor, like)
+    if like.device.type not in HOST_LENGTHS:
+        check_device(name, tensor, like)
+    elif tensor.device not in (like.device, CPU):
+        raise ArgumentError(name, f"a tensor on {tensor.device}", f"the device of q, {like.device}, or the CPU")
 
 
 def band_sides(causal: object, window: object) -> tuple[int, int]:
@@ -254,12 +259,12 @@ def may_read(tensor: Tensor) -> bool:
 def check_sequence_values(inputs: AttentionInputs) -> None:
     """cu_seqlens start at 0, do not decrease, stay inside the tensors and fit the stated maxima."""
     assert inputs.cu_seqlens_q is not None and inputs.cu_seqlens_k is not None
-    if not may_read(inputs.cu_seqlens_q):
-        return
     for side, offsets, tensor, longest in (
         ("q", inputs.cu_seqlens_q, inputs.q, inputs.max_seqlen_q),
         ("k", inputs.cu_seqlens_k, inputs.k, inputs.max_seqlen_k),
     ):
+        if not may_read(offsets):
+            continue
         name, values = f"cu_seqlens_{side}", offsets.tolist()
         if values[0] != 0:
             raise ArgumentError(name, f"a first offset of {values[0]}", "offsets that start at 0")

@@ -1,7 +1,8 @@
 """Checks of a KV-cache call that look at memory and at values. They all pass before a kernel writes anything.
 
-Lengths, rows, pages and positions are read where that is free, on the CPU; elsewhere it would wait for the device and
-is done with FAOPS_CHECK_VALUES=1 only. There the kernels themselves touch nothing outside the tensors they are given.
+Lengths, rows, pages and positions are read where that is free: on the CPU, where those of an NPU's call may lie too.
+Elsewhere it would wait for the device and is done with FAOPS_CHECK_VALUES=1 only. There the kernels themselves touch
+nothing outside the tensors they are given.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from faops.errors import ArgumentError
 from faops.inputs import DecodeInputs
 from faops.problem import UNLIMITED
-from faops.validate import check_range, may_read
+from faops.validate import HOST_LENGTHS, check_range, may_read
 
 Span = tuple[int, int]  # addresses, half-open
 
@@ -25,7 +26,7 @@ def check_cache_inputs(inputs: DecodeInputs) -> None:
     if appends:
         reads = {"k": inputs.k, "v": inputs.v, "q": inputs.q}
         check_caches_are_writable(inputs.k_cache, inputs.v_cache, reads)
-    if may_read(inputs.q):
+    if may_read(inputs.q) or inputs.q.device.type in HOST_LENGTHS:
         _check_values(inputs, appends)
 
 
@@ -91,35 +92,46 @@ def _span(tensor: Tensor) -> Span:
 
 
 def _check_values(inputs: DecodeInputs, appends: bool) -> None:
-    """Lengths, left pads, rows, positions and pages lie inside of the tensors, and no key is written twice."""
+    """Lengths, left pads, rows, positions and pages lie inside of the tensors, and no key is written twice.
+
+    What may not be read is taken to be right, and so is what it would be compared with.
+    """
     added = 0 if inputs.k is None else inputs.k.shape[1]
     lengths = _checked_lengths(inputs, added)
-    pads = _checked_pads(inputs, lengths, added)
-    _check_positions(inputs, lengths, added)
-    if inputs.block_table is not None:
-        _check_pages(inputs, inputs.block_table, _first_keys(inputs, pads, lengths, added), lengths, added)
-        if appends:
-            _check_written_pages(inputs, inputs.block_table, lengths, added)
-    elif inputs.cache_batch_idx is not None:
-        _check_rows(inputs.cache_batch_idx.tolist(), inputs.k_cache.shape[0], appends)
+    pads = None if lengths is None else _checked_pads(inputs, lengths, added)
+    if lengths is not None:
+        _check_positions(inputs, lengths, added)
+    table, rows = inputs.block_table, inputs.cache_batch_idx
+    if rows is not None and table is None and may_read(rows):
+        _check_rows(rows.tolist(), inputs.k_cache.shape[0], appends)
+    if table is None or lengths is None or not may_read(table):
+        return
+    if pads is not None:
+        _check_pages(inputs, table, _first_keys(inputs, pads, lengths, added), lengths, added)
+    if appends:
+        _check_written_pages(inputs, table, lengths, added)
 
 
-def _checked_lengths(inputs: DecodeInputs, added: int) -> list[int]:
-    """Keys in the cache of each sequence, with room behind them for those that are added."""
+def _checked_lengths(inputs: DecodeInputs, added: int) -> list[int] | None:
+    """Keys in the cache of each sequence, with room behind them for those that are added; None where not read."""
     capacity, batch = inputs.capacity, inputs.q.shape[0]
     if added > capacity:
         raise ArgumentError("k", f"{added} new keys", f"at most {capacity}, the keys a sequence can hold")
     if inputs.cache_seqlens is None:
         return [capacity] * batch
+    if not may_read(inputs.cache_seqlens):
+        return None
     lengths: list[int] = inputs.cache_seqlens.tolist()
     check_range("cache_seqlens", lengths, capacity - added, f"room for {added} new of {capacity} keys")
     return lengths
 
 
-def _checked_pads(inputs: DecodeInputs, lengths: list[int], added: int) -> list[int]:
-    """The first valid key of each sequence, at most the one behind its last."""
+def _checked_pads(inputs: DecodeInputs, lengths: list[int], added: int) -> list[int] | None:
+    """The first valid key of each sequence, at most the one behind its last; None where not read."""
     if inputs.cache_leftpad is None:
         return [0] * len(lengths)
+    if not may_read(inputs.cache_leftpad):
+        return None
     pads: list[int] = inputs.cache_leftpad.tolist()
     for pad, length in zip(pads, lengths):
         check_range("cache_leftpad", [pad], length + added, f"inside a sequence of {length + added} keys")

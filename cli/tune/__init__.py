@@ -11,8 +11,9 @@ from ..devices import torch_device
 from ..durations import parse_duration
 from ..output import json_option
 from .dry_run import dry_run as print_estimate
+from .page_sizes import page_sizes_option
 from .run import STRATEGIES, Wishes, run
-from .workload import PHASES, chosen_source, list_models, nothing_to_do, problems_of, words_of
+from .workload import PHASES, chosen_source, list_models, nothing_to_do, planned_device, problems_of, words_of
 
 
 @click.command("tune", short_help="Measure kernels for a workload, remember the fastest.")
@@ -28,16 +29,16 @@ from .workload import PHASES, chosen_source, list_models, nothing_to_do, problem
 @click.option("--phase", type=click.Choice(PHASES), multiple=True, help="What the model does; may be repeated.")
 @click.option("--training", is_flag=True, help="Tune training (forward with lse, and backward) of the model too.")
 @click.option("--kv-cache", is_flag=True, help="Tune the model's KV-cache call too.")
-@click.option("--page-size", type=click.IntRange(min=1), help="Tune that call with a cache in pages of so many tokens.")
+@page_sizes_option
 @click.option("--packed", is_flag=True, help="Sequences that are read or trained on are packed without padding.")
-@click.option("--device", help="The device of this machine to tune for (default: cuda, npu or cpu).")
+@click.option("--device", help="The device of this machine to tune for (default: cuda, npu or cpu); see --dry-run.")
 @click.option("--force", is_flag=True, help="Measure again what has been tuned before.")
 @click.option("--resume", is_flag=True, help="Go on with the run that was interrupted.")
 @click.option("--strategy", type=click.Choice(STRATEGIES), default=STRATEGIES[0], help="How to search.")
 @click.option("--time-budget", callback=parse_duration, metavar="TIME", help="Stop after 60s, 2m, 1h...")
 @click.option("--report", metavar="FILE", type=click.Path(path_type=Path), help="Write a report, as .html or .png.")
 @click.option("--no-isolate", is_flag=True, help="Measure in this process, where a config that crashes ends the run.")
-@click.option("--dry-run", is_flag=True, help="Say what would be measured and how long it would take.")
+@click.option("--dry-run", is_flag=True, help="Say what would be measured, and how long it takes; for any device.")
 @click.option("--list-models", "models", is_flag=True, help="List the models that --model knows.")
 @json_option
 def command(
@@ -68,6 +69,8 @@ def command(
     Examples:
       faops tune --model smollm2-135m
       faops tune --model llama-3-8b --dtype bfloat16 --prompt 512 --context 4096 --dry-run
+      faops tune --model llama-3-8b --phase decode --page-size 128,256,512
+      faops tune --model llama-3-8b --device 910b --dry-run
       faops tune --hf-config path/to/config.json --batch 4 --training
       faops tune --shape b=1,sq=1024,h=8,d=64,causal=1 --shape sq=1,sk=1024,h=8,d=64,op=decode
       faops tune --plan tune.yaml --time-budget 2m --report tune.html
@@ -83,7 +86,7 @@ def command(
     }  # fmt: skip
     options = {name: value for name, value in model_options.items() if value}
     source, value = chosen_source(sources, options, resume)
-    where = torch_device(device)
+    where = planned_device(device) if dry_run else torch_device(device)
     problems = problems_of(source, value, options, where)
     if not problems and not as_json:  # only misses and interrupted runs can be none
         nothing_to_do(source, where)
@@ -92,4 +95,4 @@ def command(
     else:
         workload = words_of(source, value, options)
         wishes = Wishes(workload, device, force, time_budget, strategy, resume, not no_isolate, report, as_json)
-        run(problems, where, wishes)
+        run(problems, torch_device(device), wishes)

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any
 from ..output import print_json, print_line, print_table, seconds
 
 if TYPE_CHECKING:
-    import torch
-
     from faops.problem import AttentionProblem
 
+    from .workload import Target
 
-def dry_run(problems: list[AttentionProblem], where: torch.device, force: bool, strategy: str, as_json: bool) -> None:
+
+def dry_run(problems: list[AttentionProblem], where: Target, force: bool, strategy: str, as_json: bool) -> None:
     """Print the estimate for each problem. Nothing is measured or written."""
     from faops.autotune import tuner
+    from faops.device import DeviceProfile
 
     estimates = tuner.estimate(problems, where, force=force, strategy=strategy)
+    name = where.name if isinstance(where, DeviceProfile) else str(where)
     if as_json:
         rows = [{**row, "problem": row["problem"].as_dict(), "key": row["problem"].key()} for row in estimates]
-        print_json("tune", dry_run=True, device=str(where), strategy=strategy, problems=rows)
+        print_json("tune", dry_run=True, device=name, strategy=strategy, problems=rows)
         return
     print_table(("problem", "to time", "of configs", "pruned", "about", "status"), [_row(row) for row in estimates])
     for row in estimates:

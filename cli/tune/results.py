@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..output import percent, print_line, print_table, ratio, seconds
+from .page_sizes import comparisons, print_comparisons
 
 if TYPE_CHECKING:
     from faops.autotune.cache.entry import Entry
@@ -51,10 +52,11 @@ def as_dict(result: Result) -> dict[str, Any]:
 
 
 def print_results(results: list[Result], directory: str, elapsed: float) -> None:
-    """Print the closing table, what went wrong, and where the winners lie. ``elapsed`` is the run's time in seconds."""
+    """Print the closing tables, what went wrong and where the winners lie; ``elapsed`` is the run's time in seconds."""
     print_line()
     print_table(("problem", "default", "winner", "speed-up", "noise", "verdict"), [_row(result) for result in results])
     print_line()
+    print_comparisons(comparisons(results))
     for result in results:
         if result.status in ("failed", "skipped") or unsaved(result):
             print_line(f"{result.problem}: {result.message}")

@@ -13,6 +13,7 @@ import click
 from ..cache.words import waiting_words
 from ..output import print_json, print_line
 from ..progress import reporter
+from . import page_sizes
 from .results import as_dict, print_results, unsaved
 
 # Names of faops.autotune.search.strategies, the default first: written down here because importing them imports torch.
@@ -151,6 +152,7 @@ def _print(
             seconds=elapsed,
             measurements=sum(result.measurements for result in results),
             problems=[as_dict(result) for result in results],
+            page_sizes=[page_sizes.as_dict(found) for found in page_sizes.comparisons(results)],
             misses_waiting=waiting,
             report=None if wishes.report is None else str(wishes.report),
         )

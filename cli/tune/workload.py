@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..cache.words import waiting_words
+from ..devices import torch_device
 from ..output import print_json, print_line, print_table
 
 if TYPE_CHECKING:
     import torch
 
+    from faops.device import DeviceProfile
     from faops.problem import AttentionProblem
+
+    Target = torch.device | DeviceProfile  # a device of this machine, or any other that is only planned for
 
 # Those of faops.autotune.workloads, written down here because importing them imports torch.
 PHASES = ("prefill", "generate", "decode", "training")
@@ -37,6 +41,24 @@ def chosen_source(sources: dict[str, Any], options: dict[str, Any], resume: bool
     return source, value
 
 
+def planned_device(name: str | None) -> Target:
+    """The profile of a well-known device called `name`, such as 910b, or the device of this machine of that name.
+
+    Raises ArgumentError.
+    """
+    from faops.architectures import KNOWN_DEVICES
+    from faops.device import known
+
+    return known(name) if name is not None and name.lower() in KNOWN_DEVICES else torch_device(name)
+
+
+def identity_of(where: Target) -> str:
+    """The name of a device in the cache."""
+    from faops.device import DeviceProfile, detect
+
+    return (where if isinstance(where, DeviceProfile) else detect(where)).identity
+
+
 def words_of(source: str, value: Any, options: dict[str, Any]) -> list[str]:
     """The workload as words of a command line; none for a run that is resumed."""
     if source == RESUME:
@@ -51,7 +73,7 @@ def words_of(source: str, value: Any, options: dict[str, Any]) -> list[str]:
     return words
 
 
-def problems_of(source: str, value: Any, options: dict[str, Any], where: torch.device) -> list[AttentionProblem]:
+def problems_of(source: str, value: Any, options: dict[str, Any], where: Target) -> list[AttentionProblem]:
     """The problems of a workload, in the order in which they are tuned."""
     from faops.autotune import workloads
     from faops.problem import dtype_name
@@ -72,29 +94,27 @@ def problems_of(source: str, value: Any, options: dict[str, Any], where: torch.d
     return workloads.from_shapes(value).problems
 
 
-def _waiting(where: torch.device) -> list[AttentionProblem]:
+def _waiting(where: Target) -> list[AttentionProblem]:
     from faops.autotune.cache import TuningCache, misses
-    from faops.device import detect
 
-    return [miss.problem for miss in misses.waiting(TuningCache(), detect(where).identity)]
+    return [miss.problem for miss in misses.waiting(TuningCache(), identity_of(where))]
 
 
-def _unfinished(where: torch.device) -> list[AttentionProblem]:
+def _unfinished(where: Target) -> list[AttentionProblem]:
     from faops.autotune import tuner
     from faops.autotune.cache import TuningCache
 
     return tuner.unfinished(where, TuningCache())
 
 
-def nothing_to_do(source: str, where: torch.device) -> None:
+def nothing_to_do(source: str, where: Target) -> None:
     """Say that no problem waits, and where else some do: a CPU with another number of threads is another device."""
     from faops.autotune.cache import TuningCache, misses
-    from faops.device import detect
 
     if source == RESUME:
-        print_line(f"nothing to resume: no run was interrupted on {detect(where).identity}")
+        print_line(f"nothing to resume: no run was interrupted on {identity_of(where)}")
         return
-    print_line(f"nothing to tune: no problem that ran untuned waits on {detect(where).identity}")
+    print_line(f"nothing to tune: no problem that ran untuned waits on {identity_of(where)}")
     for identity, count in misses.counts(TuningCache()).items():
         print_line(f"{waiting_words(count)} on {identity}")
 

@@ -20,7 +20,7 @@ class Budget:
     time_cap: float  # sampling ends here even if the relative error is not reached
     min_samples: int
     max_samples: int = 1000
-    graph: bool = False  # on a GPU: replay the call as a graph, so that the host's time is out of it altogether
+    graph: bool = False  # take the host's time out altogether: on a GPU by a graph, on an NPU by the profiler
 
 
 WARMUP_SECONDS = 0.2  # once a problem: clocks, caches and lazy initialisation settle
@@ -38,6 +38,7 @@ MIN_SAMPLE_SECONDS = 100e-6  # host clock: shorter calls are timed several at on
 MAX_CALLS_A_SAMPLE = 256
 EVENT_BATCH = 10  # device clock: calls enqueued before waiting for the device
 L2_FLUSH_FACTOR = 2  # device clock: this many times the L2 size is overwritten before every call
+ASSUMED_NPU_L2_BYTES = 192 << 20  # of an NPU whose cache nobody published: as large as the largest known one
 CLOCK_DROP = 0.05  # samples do not count that were taken at a clock lower by more than this part of the highest
 DISTURBED_PATIENCE = 4.0  # of the time cap: how long to wait for samples that count
 FOREIGN_RETRIES = 2  # timings taken again because another process computed on the device
@@ -74,6 +75,7 @@ LOCK_POLL_SECONDS = 0.2
 ASSUMED_CPU_FLOPS_A_THREAD = 20e9
 ASSUMED_DEVICE_FLOPS = 20e12
 ASSUMED_CALL_SECONDS = 50e-6
+RECORDING_SECONDS = 5.0  # one recording of torch_npu's profiler, with the conversion of its files
 
 # Processes of their own measure and compile, so that one config that crashes or hangs is all that is lost. The limits
 # end what hangs: they are several times what the slowest config takes.

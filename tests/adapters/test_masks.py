@@ -153,7 +153,7 @@ def test_zeros_and_ones_are_not_a_key_mask() -> None:
         masks.decode(torch.ones(2, 1, 1, 4, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("mistral", marks=pytest.mark.full)])
 @torch.no_grad()
 def test_a_compiled_model_gives_the_same(name: str) -> None:
     eager, ours = pair(DECODERS[name]())

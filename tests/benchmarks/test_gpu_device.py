@@ -156,11 +156,12 @@ def tried(*kinds: str) -> list[Any]:
     return [item for item in graph.items(Options()) if item.name.startswith(kinds)]
 
 
-# All kinds of kernels go through every item; the raw CUDA ones for a KV cache are left for the long run but for these.
-SHORT_OF_DECODE = ("capture and replay", "loading under capture", "growing lengths")
+# All kinds go through every item; of these, all but a few items are left for the long run.
+LONG_KINDS = (graph.RAW_DECODE, "triton backward", "triton decode")
+SHORT_ITEMS = ("capture and replay", "loading under capture", "growing lengths")
 LAUNCHING = [
-    pytest.param(item, marks=[pytest.mark.full] if item.name.startswith(graph.RAW_DECODE)
-                 and not item.name.endswith(SHORT_OF_DECODE) else [], id=item.name)
+    pytest.param(item, marks=[pytest.mark.full] if item.name.startswith(LONG_KINDS)
+                 and not item.name.endswith(SHORT_ITEMS) else [], id=item.name)
     for item in tried("sm80", *graph.REGISTERED)
 ]  # fmt: skip
 

@@ -186,7 +186,7 @@ def test_a_torch_that_cannot_be_imported_is_told_with_what_mends_it(tmp_path: Pa
 
 def test_the_commands_of_faops_in_fixes_exist() -> None:
     """Read from the source, as most fixes show only on a machine that is broken in their way."""
-    source = "".join(path.read_text() for path in Path(doctor.__file__).parent.glob("*.py"))
+    source = "".join(path.read_text() for path in Path(doctor.__file__).parent.rglob("*.py"))
     found = set(re.findall(r"faops ((?:cache )?[a-z]+(?: --[a-z-]+)+)", source))
     assert len(found) >= 4
     for line in found:

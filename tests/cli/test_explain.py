@@ -41,7 +41,7 @@ def test_tuning_changes_the_reason_and_shows_timings(faops: Faops) -> None:
         ("cpu", "cpu", "torch.sdpa_forward"),
         ("t4", "turing", "cuda_raw.sm75_forward"),
         ("H200", "hopper", "torch.sdpa_forward"),
-        ("910b", "ascend", "torch.sdpa_forward"),
+        ("910b", "ascend", "npu.fusion_forward"),
     ],
 )
 def test_device_need_not_be_here(faops: Faops, device: str, family: str, kernel: str) -> None:

@@ -173,7 +173,7 @@ def test_unwritable_cache_is_told_and_exits_with_1(
         (("--shape", "sq=8,h=3,hk=2,d=8"), ("h=3", "not a multiple of hk=2")),
         (("--model", "gpt2", "--dtype", "int7"), ("dtype 'int7'", "bfloat16")),
         (("--shape", TINY, "--device", "toaster"), ("device", "'toaster'", "cpu")),
-        (("--shape", TINY, "--device", "t4"), ("device", "'t4'", "a device of this machine")),
+        (("--model", "gpt2", "--page-size", "127,128"), ("page_size: got 127, 128", "small common multiple")),
     ],
 )
 def test_bad_input_is_refused(faops: Faops, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
@@ -186,6 +186,10 @@ def test_bad_input_is_refused(faops: Faops, arguments: tuple[str, ...], words: t
         ((), ("none was given", "--resume")),
         (("--shape", TINY, "--strategy", "guessing"), ("--strategy", "'guessing'", "halving")),
         (("--resume", "--batch", "2"), ("--batch goes with --model",)),
+        (("--model", "gpt2", "--page-size", "128,x"), ("--page-size", "'x' is no whole number of at least 1")),
+        (("--model", "gpt2", "--page-size", "0"), ("--page-size", "'0'")),
+        (("--model", "gpt2", "--page-size", "16,"), ("--page-size", "''")),
+        (("--model", "gpt2", "--page-size", "\u0663"), ("--page-size", "no whole number")),
         (("--model", "gpt2", "--shape", TINY), ("--model and --shape",)),
         (("--shape", TINY, "--batch", "2"), ("--batch goes with --model",)),
         (("--plan", "x", "--kv-cache"), ("--kv-cache goes with --model",)),

@@ -6,12 +6,18 @@ a hash of all that it was made of, so that none is ever mistaken for another.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from faops.backends.cuda_raw import emulator
 from faops.backends.cuda_raw.emulator import build
+from faops.backends.cuda_raw.emulator.compiler import MODES
+
+# In the short run kernels compile for longer than they run, so they are not optimised there. What that changes is the
+# rounding of a product and a sum, which an optimised kernel may compute as one operation.
+HURRIED = ("run", "counters")
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +27,26 @@ def kernel_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def emulator_here(kernel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def emulator_here(request: pytest.FixtureRequest, kernel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Skips the test, and says why, where the emulator cannot run."""
     if reason := emulator.missing():
         pytest.skip(f"NOT TESTED, no kernel ran in the emulator: {reason}")
     monkeypatch.setattr(build, "directory", lambda: kernel_folder)
+    if not request.config.getoption("--full") and "optimised" not in request.fixturenames:
+        _hurry(monkeypatch)
+
+
+@pytest.fixture
+def optimised() -> None:
+    """For a test of what the optimiser may do to a kernel."""
+
+
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in HURRIED:
+        monkeypatch.setitem(MODES, name, replace(MODES[name], kernel_flags=("-O0",)))
+    usual = build._key
+
+    def key(*parts: str) -> str:
+        return usual(*parts) if parts[0] == "runtime" else usual(*parts, "hurried")
+
+    monkeypatch.setattr(build, "_key", key)

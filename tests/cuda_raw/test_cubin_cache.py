@@ -176,14 +176,14 @@ print(len(image), flush=True)
 """
 
 
-def test_four_processes_compile_once() -> None:
-    """They start together, and the compiler is slow, so that without waiting all four would compile."""
+def test_processes_compile_once() -> None:
+    """They start together, and the compiler is slow, so that without waiting both would compile."""
     root = Path(__file__).parents[2]
     running = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        for _ in range(4)
+        for _ in range(2)
     ]
     for process in running:
         assert process.stdout is not None
@@ -197,7 +197,7 @@ def test_four_processes_compile_once() -> None:
         said += process.communicate(timeout=120)[0].split()
         assert process.returncode == 0
     assert said.count("compiled") == 1
-    assert len(said) == 5
+    assert len(said) == 3
     assert len(set(said) - {"compiled"}) == 1
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("poisoned", "emulator_here")
 
 # Examples follow FAOPS_TEST_SEED like every other random input; fixtures change nothing between examples.
 lawful = settings(
-    max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 fresh = seed(int(os.environ["FAOPS_TEST_SEED"]))
 

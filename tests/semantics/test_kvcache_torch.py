@@ -61,6 +61,18 @@ def test_features_in_small_parts(number: int) -> None:
     compare(tensors, options, f"{features} {dtype}")
 
 
+@pytest.mark.parametrize("heads_kv", [1, 2, 4])
+@pytest.mark.parametrize("layout", ["bshd", "bhsd"])
+def test_a_prompt_comes_back_dense(layout: str, heads_kv: int) -> None:
+    """The prompt fills an empty cache: a square causal call, which goes another way than decoding."""
+    q = torch.randn(2, 65, 4, 16)
+    k, v, k_cache, v_cache = (torch.randn(2, length, heads_kv, 16) for length in (65, 65, 80, 80))
+    tensors: list[Tensor | None] = [q, k_cache, v_cache, k, v]
+    if layout == "bhsd":
+        tensors = [None if tensor is None else tensor.transpose(1, 2).contiguous() for tensor in tensors]
+    compare(tensors, {"cache_seqlens": 0, "causal": True, "layout": layout}, f"{layout} {heads_kv}")
+
+
 @pytest.mark.parametrize(
     "band", [{"causal": True}, {"window": (5, 0)}, {"window": (4, 2)}, {"window": (-1, 1)}, {}], ids=str
 )

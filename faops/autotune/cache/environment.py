@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from faops.autotune.cache import cann
 from faops.autotune.effort import MEASUREMENT_POLICY
 
 SCHEMA = 1  # of the files in the cache
@@ -21,6 +22,7 @@ PACKAGES = (
     "triton", "triton-ascend", "torch-npu", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc-cu12",
     "nvidia-cuda-nvrtc",
 )  # fmt: skip
+ON_CANN = ("torch-npu", "triton-ascend")  # those that run what CANN holds: its version counts where one is installed
 
 
 # Files in which a driver says its version, and how: the kernel module of NVIDIA, the package of Ascend.
@@ -32,13 +34,16 @@ DRIVERS = {
 
 @functools.lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """What timings depend on, name to version: cache schema, measurement policy, torch, and compilers if installed."""
+    """What timings depend on, name to version: cache schema, measurement policy, torch, and compilers and CANN if
+    installed."""
     found = {"schema": str(SCHEMA), "policy": str(MEASUREMENT_POLICY), "torch": str(torch.__version__)}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if any(package in found for package in ON_CANN) and (build := cann.build()):
+        found["cann"] = build
     return found
 
 

@@ -22,6 +22,7 @@ from faops.errors import TuningError
 from faops.problem import AttentionProblem
 
 WIDER = {torch.float64: torch.float64, torch.float32: torch.float64}  # any other dtype is checked in float32
+WITHOUT_FLOAT64 = ("npu", "mps")  # types of devices that multiply no matrices of float64
 WITNESSES = {
     "forward": "torch.blockwise_forward",
     "backward": "torch.blockwise_backward",
@@ -43,10 +44,10 @@ class DeviceBench:
         self.profile = profile
         self.device = device
         gpu, unwatched = watched(device)  # before anything else uses the device
-        self.clock = clock_for(device, profile, gpu)
         self.unwatched = Conditions(notes=(unwatched,) if unwatched else ())
         self.conditions = Conditions()
         try:
+            self.clock = clock_for(device, profile, gpu)
             self.inputs = inputs_for(problem, device)
         except (RuntimeError, MemoryError) as error:
             raise TuningError(f"{problem}: inputs cannot be made: {error}") from None
@@ -94,8 +95,13 @@ class DeviceBench:
         return tolerance * effort.GRADIENT_FACTOR if self.problem.op == "backward" else tolerance
 
     def _trusted(self, candidate: Candidate) -> Results:
-        """Results of the blockwise kernel on the same data in a wider dtype, made with bounded memory."""
+        """Results of the blockwise kernel on the same data in a wider dtype, made with bounded memory.
+
+        Where the device has no wider one than float32, that is what float32 is compared with: other code, other tiles.
+        """
         wide = WIDER.get(self.problem.torch_dtype, torch.float32)
+        if self.profile.torch_type in WITHOUT_FLOAT64:
+            wide = torch.float32
         problem = replace(self.problem, dtype=str(wide).removeprefix("torch."))
         witness = registry.get(WITNESSES[self.problem.op])
         if witness is None or not witness.check(problem, self.profile):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -92,10 +93,16 @@ def cannot_start(error: CrashedError) -> TuningError:
     return TuningError(f"no process can be started to measure or compile in: {error}")
 
 
+DEVICE_MODULES = ("torch_npu",)  # those that add a type of device to torch
+
+
 def modules() -> list[str]:
-    """Modules to import so that the kernels of third parties are registered; those of faops are anyway."""
+    """Modules to import so that a child knows the same devices and the kernels of third parties; those of faops are
+    registered anyway. A device's module comes first, and counts here where this process has it: torch loads it by
+    itself, but not where ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` says so."""
     found = {type(kernel).__module__ for kernel in registry.kernels()}
-    return sorted(name for name in found if name != "__main__" and not name.startswith("faops."))
+    others = sorted(name for name in found if name != "__main__" and not name.startswith("faops."))
+    return [*(name for name in DEVICE_MODULES if name in sys.modules), *others]
 
 
 def value_of(answer: Answer) -> Any:

@@ -47,20 +47,24 @@ class Worker:
 
     def __init__(self) -> None:
         self.bench: DeviceBench | None = None
+        self.missing: list[str] = []  # modules that cannot be imported here, and why
 
     def prepare(self, threads: int, modules: Sequence[str]) -> dict[str, str]:
-        """Compute with so many threads, import the modules that register kernels; the kernels' fingerprints by id."""
+        """Compute with so many threads, import the modules that add devices and register kernels; the kernels'
+        fingerprints by id, which tell those that are not known here."""
         torch.set_num_threads(threads)
         for module in modules:
-            with contextlib.suppress(Exception):  # then its kernels are not known here, which the answer tells
+            try:
                 importlib.import_module(module)
+            except Exception as error:
+                self.missing.append(f"{module}: {type(error).__name__}: {error}")
         return {kernel.id: fingerprint(kernel) for kernel in registry.kernels()}
 
     def open(self, problem: Json, device: str, profile: Json) -> None:
         """Make the inputs of a problem, which the requests that follow are about."""
         self.bench = None  # frees the inputs of the problem before
         asked = AttentionProblem.from_dict(problem)
-        self.bench = DeviceBench(asked, torch.device(device), DeviceProfile(**profile))
+        self.bench = DeviceBench(asked, self._device(device), DeviceProfile(**profile))
 
     def sample(self, kernel: str, config: Json, budget: Json) -> Json:
         """Samples in seconds a call, and their conditions."""
@@ -75,6 +79,13 @@ class Worker:
         asked = AttentionProblem.from_dict(problem)
         found = _kernel(kernel).compile(asked, DeviceProfile(**profile), Config(config))
         return None if found is None else asdict(found)
+
+    def _device(self, name: str) -> torch.device:
+        try:
+            return torch.device(name)
+        except RuntimeError:  # torch does not know the type
+            why = f" ({'; '.join(self.missing)})" if self.missing else ""
+            raise TuningError(f"the measuring process has no device {name}{why}") from None
 
     def _opened(self) -> DeviceBench:
         if self.bench is None:

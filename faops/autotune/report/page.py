@@ -9,6 +9,7 @@ from faops.autotune.cache.entry import Entry, Timing
 from faops.autotune.report.grid import Legal
 from faops.autotune.report.heat_map import heat_maps
 from faops.autotune.report.markup import Markup, tag
+from faops.autotune.report.page_sizes import Comparison, compare, page_size
 from faops.autotune.report.quantities import counted, percent, ratio, seconds
 from faops.autotune.report.style import STYLE
 from faops.autotune.report.verdict import noise_of, verdict, why
@@ -27,7 +28,16 @@ def page(entries: Sequence[Entry], legal: Sequence[Legal], notes: Sequence[tuple
         ],
     )
     sections = [_section(entry, known, index) for index, (entry, known) in enumerate(zip(entries, legal))]
-    body = tag("body", [tag("h1", "Tuning report"), _introduction(entries), _overview(entries, notes), *sections])
+    body = tag(
+        "body",
+        [
+            tag("h1", "Tuning report"),
+            _introduction(entries),
+            _overview(entries, notes),
+            *_page_sizes(entries),
+            *sections,
+        ],
+    )
     return f"<!doctype html>\n{tag('html', [head, body], lang='en')}\n"
 
 
@@ -61,6 +71,24 @@ def _overview_row(entry: Entry, index: int) -> Markup:
         tag("td", "-" if entry.is_default else ratio(entry.speedup), class_="number"),
         tag("td", noise, class_="number"),
         tag("td", judgement),
+    ]
+    return tag("tr", cells)
+
+
+def _page_sizes(entries: Sequence[Entry]) -> list[Markup]:
+    """A table of the problems that were tuned with several page sizes."""
+    columns = ("problem", "page size", "winner", "time", "verdict")
+    rows = [_page_size_row(found, entry) for found in compare(entries) for entry in found.entries]
+    return [tag("h2", "Page sizes"), _table(columns, rows)] if rows else []
+
+
+def _page_size_row(found: Comparison, entry: Entry) -> Markup:
+    cells = [
+        tag("td", str(found.problem) if entry is found.fastest else ""),
+        tag("td", str(page_size(entry)), class_="number"),
+        tag("td", [entry.kernel, tag("small", str(entry.config))]),
+        tag("td", seconds(entry.p50), class_="number"),
+        tag("td", found.verdict(entry)),
     ]
     return tag("tr", cells)
 

@@ -87,8 +87,8 @@ def why(entry: Entry) -> list[str]:
     found = verdict(entry)
     sentences = _default_stays(entry, found) if found.default_stayed else _winner_wins(entry, found)
     return [
-        *sentences, *_noise(found), *_conditions(entry), _effort(entry), *_left_out(entry), _checked(),
-        _provenance(entry),
+        *sentences, *_noise(found), *_conditions(entry), _effort(entry), *_of_device(entry), *_left_out(entry),
+        _checked(), _provenance(entry),
     ]  # fmt: skip
 
 
@@ -177,6 +177,18 @@ def _effort(entry: Entry) -> str:
     strategy = f", by the strategy {entry.strategy}" if entry.strategy else ""
     pruned = f"; {entry.pruned} more could not win by the cost model" if entry.pruned else ""
     return f"{configs} of {kernels} ran, in {timings}{strategy}{pruned}."
+
+
+# What a reader must not take a winner on a vendor's devices for.
+OF_VENDOR = {
+    "ascend": "CANN chooses the tiles inside its fused operators, and no argument sets them: what was compared of "
+    "those is which one runs, in which layout, with which form of the mask and at which inner precision.",
+}
+
+
+def _of_device(entry: Entry) -> list[str]:
+    words = OF_VENDOR.get(entry.device.partition("_")[0])
+    return [words] if words else []
 
 
 def _left_out(entry: Entry) -> list[str]:

@@ -14,6 +14,7 @@ from faops import registry
 from faops.autotune import effort
 from faops.autotune.cache import TuningCache, needs_recheck, serving
 from faops.autotune.cache.entry import Entry
+from faops.autotune.measurement import npu_smi
 from faops.autotune.measurement.bench import DeviceBench
 from faops.autotune.measurement.load import foreign_cores
 from faops.autotune.measurement.synthetic import canonical
@@ -28,9 +29,11 @@ from faops.autotune.tuner.pace import Pace
 from faops.autotune.tuner.pending import Pending
 from faops.autotune.tuner.reporting import Place, Reporter
 from faops.autotune.tuner.single import Setup, Single
-from faops.device import detect
+from faops.device import DeviceProfile, detect
 from faops.errors import NoKernelError
 from faops.problem import AttentionProblem
+
+BUSY_ADVICE = "winners may not hold on an idle machine; tune again with --force when it is"
 
 __all__ = [
     "Candidate", "DeviceBench", "Event", "Kind", "MakeBench", "Result", "Status", "distinct", "estimate", "tune",
@@ -82,27 +85,31 @@ def distinct(problems: Sequence[AttentionProblem]) -> list[AttentionProblem]:
     return list(found.values())
 
 
-def unfinished(device: torch.device | str = "cpu", cache: TuningCache | None = None) -> list[AttentionProblem]:
+def unfinished(
+    device: torch.device | str | DeviceProfile = "cpu", cache: TuningCache | None = None
+) -> list[AttentionProblem]:
     """The problems that the last run on ``device`` did not come to, or not to the end of; ``tune(..., resume=True)``
     goes on with them."""
-    return pending.load((cache or TuningCache()).directory(detect(device))).problems
+    profile = device if isinstance(device, DeviceProfile) else detect(device)
+    return pending.load((cache or TuningCache()).directory(profile)).problems
 
 
 def estimate(
     problems: Sequence[AttentionProblem],
-    device: torch.device | str = "cpu",
+    device: torch.device | str | DeviceProfile = "cpu",
     *,
     force: bool = False,
     cache: TuningCache | None = None,
     strategy: str = DEFAULT,
 ) -> list[dict[str, Any]]:
-    """What :func:`tune` would measure: a dict a problem.
+    """What :func:`tune` would measure, on a device of this machine or one of which only the profile is at hand: a dict
+    a problem.
 
     ``problem``; ``status`` ("warm", "to tune" or "failed"); ``configs``, how many would be timed; ``legal``, of how
     many; ``pruned``, how many of these the cost model leaves out; ``seconds``, a rough guess; and ``message``.
     """
-    where = torch.device(device)
-    profile = detect(where)
+    profile = device if isinstance(device, DeviceProfile) else detect(device)
+    where = torch.device("meta" if isinstance(device, DeviceProfile) else device)
     reporter, benches = Reporter(lambda event: None, Pace()), Benches(where, profile, None, False)
     run = _Run(Setup(where, profile, cache or TuningCache(), by_name(strategy), reporter, benches), force)
     return [run.estimate_one(problem) for problem in distinct(problems)]
@@ -189,9 +196,8 @@ class _Run:
         tell = self.setup.reporter.tell
         message = "another process is measuring on this device"
         with measuring_alone(self._directory.parent, lambda: tell("waiting", place, message)):
-            foreign = foreign_cores(effort.BUSY_SECONDS) if self.setup.device.type == "cpu" else None
-            if foreign is not None and foreign > effort.BUSY_CORES:
-                tell("busy", place, _busy_words(foreign, self.setup.profile.units))
+            if words := _busy_words(self.setup.device, self.setup.profile):
+                tell("busy", place, f"{words}: {BUSY_ADVICE}")
             yield
 
     def plan(self, problems: Sequence[AttentionProblem], first: int) -> None:
@@ -207,8 +213,11 @@ class _Run:
                 pace.expect(index, Single(self.setup, problem).costs(rough=True))
 
 
-def _busy_words(foreign: float, cores: int) -> str:
-    return (
-        f"other programs use {foreign:.1f} of {cores} cores: winners may not hold on an idle machine; "
-        "tune again with --force when it is"
-    )
+def _busy_words(device: torch.device, profile: DeviceProfile) -> str:
+    """What other programs do on a device that should be idle; "" where they do nothing, and where nobody can tell."""
+    if device.type == "npu":
+        return f"{', '.join(found)} on this NPU" if (found := npu_smi.others(device)) else ""
+    foreign = foreign_cores(effort.BUSY_SECONDS) if device.type == "cpu" else None
+    if foreign is None or foreign <= effort.BUSY_CORES:
+        return ""
+    return f"other programs use {foreign:.1f} of {profile.units} cores"

@@ -33,7 +33,7 @@ class Event:
     - "problem_done": the search is over, ``message`` is the speed-up and whether the winner was stored.
     - "warm": it has a valid entry; nothing is measured. "skipped": the time budget was spent. "failed": see message.
     - "waiting": another process is measuring on this device.
-    - "busy": other programs use the CPU, so that timings on it are not to be trusted.
+    - "busy": other programs use the CPU, or hold memory of the NPU, so that timings on it are not to be trusted.
     - "unisolated": it is measured in this process, where a config that crashes ends it; ``message`` says why.
     """
 

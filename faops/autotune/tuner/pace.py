@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from time import monotonic
 
+from faops.autotune import effort
 from faops.autotune.effort import Budget
 
 
@@ -59,6 +60,9 @@ class Pace:
         return expected if self.budget is None else max(0.0, min(expected, self.budget - self.elapsed))
 
 
-def timing_seconds(budget: Budget, call: float) -> float:
-    """About what one timing costs where a call takes ``call`` seconds: warm-up and samples, at least one call each."""
+def timing_seconds(budget: Budget, call: float, recorded: bool = False) -> float:
+    """About what one timing costs where a call takes ``call`` seconds: warm-up and samples, at least one call each;
+    with ``recorded``, on a device whose profiler is asked in the finals."""
+    if recorded and budget.graph:
+        return max(budget.warmup, call) + effort.RECORDING_SECONDS
     return max(budget.warmup, call) + max(budget.time_cap, call)

@@ -102,7 +102,8 @@ class Single:
         if found.defaults:
             call = found.predicted.get(found.defaults[0], call)
         rounds = planned(self.setup.strategy, found)
-        return [timing_seconds(budget, call) for count, budget in rounds for _ in range(count)]
+        recorded = self.setup.profile.torch_type == "npu" and not self.setup.benches.simulated
+        return [timing_seconds(budget, call, recorded) for count, budget in rounds for _ in range(count)]
 
     def estimate(self) -> dict[str, Any]:
         """What tuning would measure, see :func:`faops.autotune.tuner.estimate`. Raises NoKernelError."""

@@ -13,6 +13,7 @@ import torch
 from faops.autotune.workloads import hf_config, plan_file
 from faops.autotune.workloads.attention_config import PHASES, AttentionConfig, Options, Workload, derive, unique
 from faops.autotune.workloads.models import ALIASES, MODELS, resolve
+from faops.device import DeviceProfile
 from faops.errors import PlanError
 from faops.problem import AttentionProblem, parse_shape
 
@@ -77,7 +78,7 @@ def from_shapes(shapes: Sequence[str]) -> Workload:
     return Workload("shapes", unique(parse_shape(shape) for shape in shapes))
 
 
-def from_plan(path: str | Path, *, device: torch.device | str = "cpu") -> Workload:
+def from_plan(path: str | Path, *, device: torch.device | str | DeviceProfile = "cpu") -> Workload:
     """The problems of a tuning plan, a YAML file (docs/plan-file.md). Raises PlanError with file and line."""
     found: list[AttentionProblem] = []
     for entry in plan_file.read(path):
@@ -88,7 +89,7 @@ def from_plan(path: str | Path, *, device: torch.device | str = "cpu") -> Worklo
     return Workload(str(path), unique(found))
 
 
-def _plan_entry(entry: plan_file.PlanEntry, device: torch.device | str) -> list[AttentionProblem]:
+def _plan_entry(entry: plan_file.PlanEntry, device: torch.device | str | DeviceProfile) -> list[AttentionProblem]:
     options: Options = {**entry.options, "device": device}
     if entry.source == "model":
         return from_model(entry.value, **options).problems

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
-from faops.device import detect
+from faops.device import DeviceProfile, detect
 from faops.errors import PlanError
 from faops.problem import UNLIMITED, AttentionProblem, Band, dtype_name
 
@@ -22,6 +23,10 @@ DEFAULT_CONTEXTS = (256, 1024, 4096)
 # What a model does: read a prompt, generate a token through `attention` or through `attention_with_kvcache`, train.
 PHASES = ("prefill", "generate", "decode", "training")
 DEFAULT_PHASES = ("prefill", "generate")
+
+# Page sizes are compared with caches that have room for the same number of tokens, a multiple of all of them. It must
+# not be more than so many times the largest of them.
+LARGEST_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,9 @@ class Options(TypedDict, total=False):
     numbers of keys when one token is generated, both in tokens, one or several; by default a few usual ones, as far as
     the model reaches. ``phases``: which of PHASES to tune for (DEFAULT_PHASES); ``training`` and ``kv_cache`` add
     "training" and "decode" to them. ``page_size``: tokens in a page of the KV cache, 0 for one that is dense; it adds
-    "decode" as well. ``packed``: sequences that are read or trained on are packed without padding.
+    "decode" as well. Several are to be compared with each other: each gives problems of its own, in caches of the same
+    size. ``packed``: sequences that are read or trained on are packed without padding. ``device``: one of this machine,
+    or the profile of any other.
     """
 
     dtype: str | None
@@ -96,9 +103,9 @@ class Options(TypedDict, total=False):
     phases: str | Sequence[str] | None
     training: bool
     kv_cache: bool
-    page_size: int
+    page_size: int | Sequence[int]
     packed: bool
-    device: torch.device | str
+    device: torch.device | str | DeviceProfile
 
 
 def derive(config: AttentionConfig, **options: Unpack[Options]) -> list[AttentionProblem]:
@@ -109,7 +116,7 @@ def derive(config: AttentionConfig, **options: Unpack[Options]) -> list[Attentio
     ("decode"). A model that is not causal generates nothing. Raises PlanError where nothing is left to tune, too.
     """
     phases = chosen_phases(options)
-    dtype, page_size = options.get("dtype"), options.get("page_size", 0)
+    dtype, sizes = options.get("dtype"), page_sizes(options)
     base = AttentionProblem(
         dtype=dtype_name(dtype) if dtype else default_dtype(options.get("device", "cpu")),
         batch=_positive("batch", options.get("batch", 1)),
@@ -122,7 +129,8 @@ def derive(config: AttentionConfig, **options: Unpack[Options]) -> list[Attentio
         sinks=config.sinks,
     )
     whole = replace(base, layout="varlen") if options.get("packed") else base
-    cached = replace(base, layout="paged", page_size=page_size) if page_size else base
+    cached = [replace(base, layout="paged", page_size=size) for size in sizes] or [base]
+    unit = math.lcm(*sizes)
     found: list[AttentionProblem] = []
     for length in _lengths("prompt", options.get("prompt"), _default_prompts(config)):
         for window in config.windows:
@@ -133,7 +141,7 @@ def derive(config: AttentionConfig, **options: Unpack[Options]) -> list[Attentio
                 if "generate" in phases:
                     found.append(_next_token(base, config.band(window), window, length))
                 if "decode" in phases:
-                    found.append(_cached_token(cached, config.band(window), length))
+                    found += [_cached_token(cache, config.band(window), length, unit) for cache in cached]
     if not found:
         model = "a causal model" if config.causal else "a model that sees both ways, which generates nothing,"
         raise PlanError(f"nothing to tune: {model} has no problem of {' or '.join(sorted(phases))} with these lengths")
@@ -147,11 +155,21 @@ def chosen_phases(options: Options) -> frozenset[str]:
     for name in names:
         if name not in PHASES:
             raise PlanError(f"phases: got {name!r}, expected {', '.join(PHASES)}")
-    page_size = options.get("page_size", 0)
-    if page_size != 0:
-        _positive("page_size", page_size)
-    added = {"training": options.get("training"), "decode": options.get("kv_cache") or page_size}
+    added = {"training": options.get("training"), "decode": options.get("kv_cache") or page_sizes(options)}
     return frozenset(names) | {name for name, asked in added.items() if asked}
+
+
+def page_sizes(options: Options) -> tuple[int, ...]:
+    """The page sizes that ``options`` ask for, none for a dense cache. Raises PlanError for one that is none, and for
+    sizes that no cache of a reasonable size is a multiple of."""
+    given = options.get("page_size", 0)
+    if given == 0:
+        return ()
+    sizes = tuple(dict.fromkeys(_lengths("page_size", [given] if isinstance(given, str) else given, ())))
+    if math.lcm(*sizes) > LARGEST_MULTIPLE * max(sizes, default=1):
+        words = ", ".join(map(str, sizes))
+        raise PlanError(f"page_size: got {words}, expected sizes with a small common multiple, so as to compare them")
+    return sizes
 
 
 def _reading(base: AttentionProblem, band: Band, length: int, phases: frozenset[str]) -> Iterator[AttentionProblem]:
@@ -170,9 +188,9 @@ def _next_token(base: AttentionProblem, band: Band, window: int, length: int) ->
     return replace(base, seqlen_q=1, seqlen_k=kept, band=band.simplify(1, kept))
 
 
-def _cached_token(base: AttentionProblem, band: Band, length: int) -> AttentionProblem:
-    """One new token, appended to a KV cache with room for ``length`` keys, or for as many as its pages hold."""
-    room = -(-length // base.page_size) * base.page_size if base.page_size else length
+def _cached_token(base: AttentionProblem, band: Band, length: int, unit: int) -> AttentionProblem:
+    """One new token, appended to a KV cache with room for ``length`` keys, or for the next multiple of ``unit``."""
+    room = -(-length // unit) * unit
     return replace(base, op="decode", seqlen_q=1, seqlen_k=room, band=band.simplify(1, room), append=True)
 
 
@@ -184,9 +202,9 @@ def unique(problems: Iterable[AttentionProblem]) -> list[AttentionProblem]:
     return list(found.values())
 
 
-def default_dtype(device: torch.device | str) -> str:
+def default_dtype(device: torch.device | str | DeviceProfile) -> str:
     """float32 on a CPU, else bfloat16, or float16 where the matrix units do not take bfloat16."""
-    profile = detect(device)
+    profile = device if isinstance(device, DeviceProfile) else detect(device)
     if profile.torch_type == "cpu":
         return "float32"
     return "bfloat16" if profile.limits.bfloat16 else "float16"

@@ -21,6 +21,7 @@ FLAGS = ("training", "kv_cache", "packed")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 INTEGER = re.compile("0|-?[1-9][0-9]{0,8}")
 OPTIONS = ("dtype", "batch", "prompt", "context", "phases", "page_size", *FLAGS)
+LISTS = ("prompt", "context", "page_size")  # options of one number or several
 SHAPE_OPTIONS = ("dtype", "batch", "training")  # a shape has its own lengths
 TOP = ("version", "defaults", "workloads")
 
@@ -123,7 +124,7 @@ class _Reader:
                 raise self.fail(node, str(error)) from None
         if name == "phases":
             return [self.phase(item) for item in node.value] if _is_list(node) else [self.phase(node)]
-        if name in ("prompt", "context") and _is_list(node):
+        if name in LISTS and _is_list(node):
             return [self.integer(item, name) for item in node.value]
         return self.integer(node, name)
 

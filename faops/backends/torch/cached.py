@@ -1,6 +1,6 @@
 """What the KV-cache kernels share: rotating, appending in place, and finding a sequence's keys again.
 
-Lengths and the block table are read on the host, which an accelerator has to be waited for.
+Lengths and the block table are read on the host, which an accelerator has to be waited for unless they are there.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def append(inputs: DecodeInputs, lengths: list[int]) -> Tensor:
     positions = _starts(inputs) + torch.arange(k.shape[1], device=k.device)
     if inputs.block_table is not None:
         page_size = inputs.k_cache.shape[1]
-        pages = inputs.block_table.gather(1, positions // page_size)
+        pages = inputs.block_table.to(k.device).gather(1, positions // page_size)
         positions = positions % page_size
     elif inputs.cache_batch_idx is not None:
-        pages = inputs.cache_batch_idx[:, None]
+        pages = inputs.cache_batch_idx[:, None].to(k.device)
     else:
         pages = torch.arange(len(lengths), device=k.device)[:, None]
     inputs.k_cache[pages, positions] = k
@@ -117,10 +117,10 @@ def rotated(inputs: DecodeInputs) -> tuple[Tensor, Tensor | None]:
 
 
 def _starts(inputs: DecodeInputs) -> Tensor:
-    """cached_lengths as a column, (B, 1)."""
+    """cached_lengths as a column on q's device, (B, 1)."""
     if inputs.cache_seqlens is None:
         return torch.full((inputs.q.shape[0], 1), inputs.capacity, device=inputs.q.device)
-    return inputs.cache_seqlens[:, None]
+    return inputs.cache_seqlens[:, None].to(inputs.q.device)
 
 
 def keys_of(inputs: DecodeInputs, cache: Tensor, index: int, keys: Sequence) -> Tensor:
@@ -131,5 +131,5 @@ def keys_of(inputs: DecodeInputs, cache: Tensor, index: int, keys: Sequence) -> 
     low = keys.first // page_size
     pages = inputs.block_table[index, low : -(-keys.last // page_size)]
     # index_select copies pages as wholes, in less than half the time that cache[pages] takes on a CPU.
-    gathered = cache.index_select(0, pages).flatten(0, 1)
+    gathered = cache.index_select(0, pages.to(cache.device)).flatten(0, 1)
     return gathered[None, keys.first - low * page_size : keys.last - low * page_size]

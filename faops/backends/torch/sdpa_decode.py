@@ -249,5 +249,7 @@ def _from_rows(values: Tensor, q: Tensor) -> Tensor:
         return values.reshape(batch, heads, seqlen_q)
     if seqlen_q == 1:
         return values.reshape(batch, 1, heads, dim)
-    rows_first = values.reshape(batch, heads, seqlen_q, dim).transpose(1, 2)
-    return rows_first if q.stride(1) < q.stride(2) else rows_first.contiguous()
+    heads_first = values.reshape(batch, heads, seqlen_q, dim)
+    if q.stride(1) < q.stride(2):
+        return heads_first.contiguous().transpose(1, 2)
+    return heads_first.transpose(1, 2).contiguous()

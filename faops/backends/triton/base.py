@@ -40,9 +40,13 @@ class TritonKernel(Kernel):
                 yield f"{name} {size} is more than {MAX_HEAD_DIM}"
         if problem.batch * problem.heads_q * -(-max(problem.seqlen_q, problem.seqlen_k) // 16) > MAX_PROGRAMS:
             yield f"the grid would have more than {MAX_PROGRAMS} programs"
-        yield from versions.missing(device)
+        yield from self.missing(device)
         if reason := _refused.get((self.id, device.name, problem)):
             yield reason
+
+    def missing(self, device: DeviceProfile) -> Iterator[str]:
+        """What keeps the kernel from running on ``device``."""
+        return versions.missing(device)
 
     def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         if device.torch_type == "cpu":  # interpreted: slow, and no config is faster than another

@@ -88,6 +88,22 @@ def test_modules_are_those_that_register_kernels_of_others(
     assert modules() == []
 
 
+def test_the_module_of_a_device_comes_first(troublesome: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where this process has loaded it: without it ``npu:0`` means nothing to torch."""
+    monkeypatch.setitem(sys.modules, "torch_npu", SimpleNamespace())  # type: ignore[arg-type]
+    assert modules() == ["torch_npu", type(troublesome).__module__]
+
+
+def test_an_unknown_device_is_told_with_what_is_missing(asking: Asking, threads: int) -> None:
+    found = asking("open", problem=asdict(PROBLEM), device="npu:0", profile=known("910b").as_dict())
+    assert found["error"] == {"type": "TuningError", "message": "the measuring process has no device npu:0"}
+    asking("prepare", threads=threads, modules=["no_such_torch_npu"])
+    found = asking("open", problem=asdict(PROBLEM), device="npu:0", profile=known("910b").as_dict())
+    assert found["error"]["message"].endswith(
+        "has no device npu:0 (no_such_torch_npu: ModuleNotFoundError: No module named 'no_such_torch_npu')"
+    )
+
+
 def test_samples_come_with_their_conditions(asking: Asking) -> None:
     asking.open()
     value = asking.sample("sleep")["value"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from faops.autotune import effort
 from faops.autotune.effort import Budget
 from faops.autotune.tuner import pace
 from faops.autotune.tuner.pace import Pace, timing_seconds
@@ -84,3 +87,7 @@ def test_a_timing_costs_its_budget_or_its_calls() -> None:
     budget = Budget(warmup=0.01, time_cap=0.05, min_samples=3)
     assert timing_seconds(budget, 1e-4) == pytest.approx(0.06)
     assert timing_seconds(budget, 2.0) == pytest.approx(4.0)
+    assert timing_seconds(budget, 1e-4, recorded=True) == pytest.approx(0.06)
+    final = replace(budget, graph=True)
+    assert timing_seconds(final, 1e-4, recorded=True) == pytest.approx(budget.warmup + effort.RECORDING_SECONDS)
+    assert timing_seconds(final, 1e-4) == pytest.approx(0.06)

@@ -208,7 +208,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "prompt": st.one_of(NUMBERS, st.lists(NUMBERS, max_size=3)),
     "context": st.one_of(NUMBERS, st.lists(NUMBERS, max_size=3)),
     "phases": st.one_of(st.just("decode"), st.lists(st.sampled_from(["prefill", "training"]), max_size=3)),
-    "page_size": NUMBERS,
+    "page_size": st.one_of(NUMBERS, st.lists(NUMBERS, max_size=3)),
     "training": st.booleans(),
     "kv_cache": st.booleans(),
     "packed": st.booleans(),

@@ -66,6 +66,7 @@ def test_tables_that_start_anywhere() -> None:
         check_append(call)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_products_are_rounded_apart() -> None:
     call = cancelling()
     check_append(call)

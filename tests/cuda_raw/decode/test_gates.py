@@ -48,7 +48,7 @@ def changed(case: DecodeCase, entry: str, old: str, new: str) -> Specialised:
 @pytest.mark.parametrize(
     "case",
     [
-        default(TURING, 128, "dense"),
+        default(TURING, 64, "dense"),
         default(AMPERE, 128, "page1"),
         pytest.param(default(Target("sm_90a"), 64, "page64", 64), marks=pytest.mark.full),
         pytest.param(default(AMPERE, 256), marks=pytest.mark.full),

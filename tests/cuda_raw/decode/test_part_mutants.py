@@ -8,7 +8,7 @@ from faops.backends.cuda_raw.source import CSRC, Source
 from tests.cuda_raw.decode.part_mutants import MUTANTS, SCENARIOS
 from tests.cuda_raw.mutants import Mutant, WrongNumbers
 
-pytestmark = pytest.mark.usefixtures("poisoned", "emulator_here")
+pytestmark = pytest.mark.usefixtures("poisoned", "optimised", "emulator_here")
 
 SAMPLE = {mutant.scenario for mutant in MUTANTS if mutant.sample}
 BASES = sorted({(mutant.scenario, mutant.mode) for mutant in MUTANTS})

@@ -6,5 +6,5 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def kept_kernels(emulator_here: None) -> None:
-    """Compiled kernels are kept between tests."""
+def kept_kernels(optimised: None, emulator_here: None) -> None:
+    """Compiled kernels are kept between tests, and are built as the emulator builds them."""
