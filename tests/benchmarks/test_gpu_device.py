@@ -156,17 +156,14 @@ def tried(*kinds: str) -> list[Any]:
     return [item for item in graph.items(Options()) if item.name.startswith(kinds)]
 
 
-# All kinds go through every item; of these, all but a few items are left for the long run.
-LONG_KINDS = (graph.RAW_DECODE, "triton backward", "triton decode")
-SHORT_ITEMS = ("capture and replay", "loading under capture", "growing lengths")
-LAUNCHING = [
-    pytest.param(item, marks=[pytest.mark.full] if item.name.startswith(LONG_KINDS)
-                 and not item.name.endswith(SHORT_ITEMS) else [], id=item.name)
-    for item in tried("sm80", *graph.REGISTERED)
-]  # fmt: skip
+def marked(item: Any) -> Any:
+    """All kinds go through every item; of these, all but a few items are left for the long run."""
+    long = item.name.startswith((graph.RAW_DECODE, "triton backward", "triton decode"))
+    short = item.name.endswith(("capture and replay", "loading under capture", "growing lengths"))
+    return pytest.param(item, marks=[pytest.mark.full] if long and not short else [], id=item.name)
 
 
-@pytest.mark.parametrize("item", LAUNCHING)
+@pytest.mark.parametrize("item", map(marked, tried("sm80", *graph.REGISTERED)))
 def test_launching_items(cuda: FakeCuda, item: Any) -> None:
     """Each goes through on a device that does right, and finds out one that computes nothing."""
     if "second device" in item.name:
@@ -392,8 +389,8 @@ def test_first_call(cuda: FakeCuda) -> None:
 
 def test_items_of_all_sections() -> None:
     for module in (timing, triton_timing, decode_timing):
-        quick, whole = ([item.name for item in module.items(Options(quick=quick))] for quick in (True, False))
-        assert len(quick) < len(whole) and len(set(whole)) == len(whole)
+        quick, whole = ({item.name for item in module.items(Options(quick=quick))} for quick in (True, False))
+        assert quick < whole and len(module.items(Options())) == len(whole)
     for module in (graph, timing, triton_timing, decode_timing):
         with pytest.raises(SkipError, match="emulator"):
             module.items(Options(card="a100"))[0].run()
