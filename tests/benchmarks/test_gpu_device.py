@@ -163,7 +163,7 @@ def marked(item: Any) -> Any:
     return pytest.param(item, marks=[pytest.mark.full] if long and not short else [], id=item.name)
 
 
-@pytest.mark.parametrize("item", map(marked, tried("sm80", *graph.REGISTERED)))
+@pytest.mark.parametrize("item", [marked(item) for item in tried("sm80", *graph.REGISTERED)])
 def test_launching_items(cuda: FakeCuda, item: Any) -> None:
     """Each goes through on a device that does right, and finds out one that computes nothing."""
     if "second device" in item.name:

@@ -31,8 +31,10 @@ TURING, AMPERE = Target("sm_75"), Target("sm_80")
 
 
 @pytest.fixture(autouse=True)
-def kept_kernels(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels compiled for one test serve the others of this process."""
+def kept_kernels(
+    emulator_here: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels compiled for one test serve the others of this process, and those for the emulator other runs too."""
     monkeypatch.setenv("FAOPS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "kernels-of-gates"))
 
 
@@ -55,16 +57,20 @@ def changed(case: Case, old: str, new: str) -> Specialised:
 
 def _sample() -> list[gates.Job]:
     cases = [
-        *(default(target, 128) for target in (TURING, AMPERE)),
+        default(TURING, 96, feature="varlen"),
+        default(AMPERE, 96, torch.bfloat16, feature="mask"),
+        default(AMPERE, 128),
+        default(TURING, 128),
         default(Target("sm_90a"), 64, torch.bfloat16),
         default(AMPERE, 256, torch.bfloat16),
-        default(TURING, 96, feature="varlen"),
-        default(AMPERE, 96, feature="mask"),
     ]
     return list(gates.jobs_of(cases))
 
 
-@pytest.mark.parametrize("job", _sample(), ids=lambda job: str(job.case))
+@pytest.mark.parametrize(
+    "job",
+    [pytest.param(job, marks=[pytest.mark.full] if i > 2 else [], id=str(job.case)) for i, job in enumerate(_sample())],
+)
 def test_kernels_hold(job: gates.Job) -> None:
     result = gates.check(job)
     assert not result.failures, "\n".join(result.failures)
@@ -83,7 +89,9 @@ def test_every_kernel_holds(target: str, head_dim: int) -> None:
 # ---------------------------------------------------------------------------------------------- each gate bites
 
 
-@pytest.mark.parametrize(("target", "head_dim"), [(TURING, 64), (AMPERE, 32), (AMPERE, 96)], ids=str)
+@pytest.mark.parametrize(("target", "head_dim"), [
+    (TURING, 64), (AMPERE, 32), pytest.param(AMPERE, 96, marks=pytest.mark.full),
+], ids=str)  # fmt: skip
 def test_tile_without_its_twist_has_bank_conflicts(target: Target, head_dim: int) -> None:
     case = default(target, head_dim)
     plain = changed(case, "return (row / (8 / SPREAD)) & (SPREAD - 1);", "return row * 0;")
@@ -93,11 +101,13 @@ def test_tile_without_its_twist_has_bank_conflicts(target: Target, head_dim: int
     assert not check_counts(case).failures
 
 
-def test_narrow_copies() -> None:
-    for target, opcode in ((TURING, "LDG"), (AMPERE, "LDGSTS")):
-        case = default(target, 64)
-        failures = check_code(case, changed(case, "COPY_BYTES = 16", "COPY_BYTES = 8")).failures
-        assert any(f"{opcode} of 8 bytes" in failure for failure in failures), failures
+@pytest.mark.parametrize(
+    ("target", "opcode"), [pytest.param(TURING, "LDG", marks=pytest.mark.full), (AMPERE, "LDGSTS")], ids=str
+)
+def test_narrow_copies(target: Target, opcode: str) -> None:
+    case = default(target, 64)
+    failures = check_code(case, changed(case, "COPY_BYTES = 16", "COPY_BYTES = 8")).failures
+    assert any(f"{opcode} of 8 bytes" in failure for failure in failures), failures
 
 
 def test_narrow_stores() -> None:
@@ -117,8 +127,9 @@ def test_default_that_spills_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few registers, which the tuning space allows for its largest tiles, are too many for a default."""
     spilling = make_config(128, 32, warps=4, stages=1, q_in_registers=False)
     case = Case(Target("sm_90a"), spilling, 160, torch.float16)
-    assert 0 < check_code(case).figures["spill_bytes"] <= 2 * MARGIN_SPILL_BYTES  # stores and loads
-    assert not check_code(case).failures
+    found = check_code(case)
+    assert 0 < found.figures["spill_bytes"] <= 2 * MARGIN_SPILL_BYTES  # stores and loads
+    assert not found.failures
     monkeypatch.setattr(Case, "is_default", True)
     assert any("bytes of spill stores" in failure for failure in check_code(case).failures)
 

@@ -50,7 +50,8 @@ def test_every_feature_binds_or_is_refused(npu: double.Handle) -> None:
                 support.check(case, BACKEND, backward=False)
             assert len(npu.calls) == before
         else:
-            support.check(case, BACKEND, backward=feature != "bias")
+            while len(npu.calls) == before:  # random lengths may give no sequence both rows and keys: nothing to call
+                support.check(case, BACKEND, backward=feature != "bias")
             assert len(npu.calls) - before == (1 if feature == "bias" else 2), feature
 
 

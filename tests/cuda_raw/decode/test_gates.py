@@ -25,8 +25,10 @@ TURING, AMPERE = Target("sm_75"), Target("sm_80")
 
 
 @pytest.fixture(autouse=True)
-def kept_kernels(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels compiled for one test serve the others of this process."""
+def kept_kernels(
+    emulator_here: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels compiled for one test serve the others of this process, and those for the emulator other runs too."""
     monkeypatch.setenv("FAOPS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "kernels-of-gates"))
 
 
