@@ -289,8 +289,20 @@ def parse_shape(text: str) -> AttentionProblem:
         raise PlanError(f"shape {text!r}: op={values['op']!r}, expected one of {', '.join(OPS)}")
     if values.get("layout", "dense") not in LAYOUTS:
         raise PlanError(f"shape {text!r}: layout={values['layout']!r}, expected one of {', '.join(LAYOUTS)}")
+    _settle_pages(text, values)
     band = Band.of(causal, window).simplify(values["seqlen_q"], values["seqlen_k"])
     return AttentionProblem(**values, band=band)
+
+
+def _settle_pages(text: str, values: dict[str, Any]) -> None:
+    """A page size makes the layout paged, which is one of decode and has a page size."""
+    if "page_size" in values:
+        values.setdefault("layout", "paged")
+    paged = values.get("layout") == "paged"
+    if paged != ("page_size" in values):
+        raise PlanError(f"shape {text!r}: layout=paged and page_size go together")
+    if paged and values.get("op") != "decode":
+        raise PlanError(f"shape {text!r}: a paged cache is one of op=decode, not of op={values.get('op', 'forward')}")
 
 
 def dtype_name(text: str) -> str:

@@ -197,6 +197,8 @@ def test_parse_shape_fills_in() -> None:
     problem = parse_shape("sq=128,h=4,d=64")
     assert (problem.seqlen_k, problem.heads_kv, problem.head_dim_v, problem.batch) == (128, 4, 64, 1)
     assert parse_shape("sq=1,sk=128,h=4,d=64,causal=1").band.full
+    paged = parse_shape("op=decode,sq=1,sk=128,h=4,d=64,page_size=16")
+    assert (paged.layout, paged.page_size) == ("paged", 16)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +218,9 @@ def test_parse_shape_fills_in() -> None:
         ("sq=8,h=2,d=8,window=-2:0", "-2:0"),
         ("sq=8,h=2,d=8,op=sideways", "sideways"),
         ("sq=8,h=2,d=8,layout=odd", "odd"),
+        ("sq=8,h=2,d=8,op=decode,layout=paged", "page_size go together"),
+        ("sq=8,h=2,d=8,op=decode,layout=dense,page_size=16", "page_size go together"),
+        ("sq=8,h=2,d=8,page_size=16", "op=decode, not of op=forward"),
         ("sq", "sq"),
     ],
 )

@@ -343,14 +343,13 @@ def test_configs_of_triton(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> N
     shrink_decode(monkeypatch)
     shrink_attention(monkeypatch)
     for module in (timing, triton_timing):
-        monkeypatch.setattr(module, "CONFIG_LENGTH", 32)
+        monkeypatch.setattr(module, "CONFIG_LENGTH", 16)
     for op in ("forward", "backward", "decode"):
         kernel = kernel_of(op)
         monkeypatch.setattr(kernel, "configs", functools.partial(two_configs, kernel, kernel.configs))
     assert ranked(timing.configs("triton", 16, quick=True), 2)
     assert ranked(triton_timing.backward_configs(16, quick=True), 2)
-    for page_size in (4, 0):
-        assert ranked(triton_timing.decode_configs(Cache(2, 32), page_size, quick=True), 2)
+    assert ranked(triton_timing.decode_configs(Cache(1, 16), 4, quick=True), 2)
 
 
 def test_configs_of_raw_decode(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

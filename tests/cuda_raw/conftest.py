@@ -37,6 +37,12 @@ def emulator_here(request: pytest.FixtureRequest, kernel_folder: Path, monkeypat
 
 
 @pytest.fixture
+def kept_cubins(emulator_here: None, kernel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What NVRTC compiles is kept as well."""
+    monkeypatch.setenv("FAOPS_CACHE_DIR", str(kernel_folder.parent / "cubins"))
+
+
+@pytest.fixture
 def optimised() -> None:
     """For a test of what the optimiser may do to a kernel."""
 

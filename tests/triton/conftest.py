@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,16 @@ def interpreted(private_settings: None, monkeypatch: pytest.MonkeyPatch) -> Iter
     dispatch.forget()
     with np.errstate(divide="ignore"):  # the interpreter computes with NumPy, which warns of log2(0) = -inf
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_lost_checks(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halves the time of a test: without `debug` the interpreter computes whether integers overflow and drops the
+    answer.
+    """
+    builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
+    if not builder.options.debug:
+        monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
 
 
 @pytest.fixture(autouse=True)

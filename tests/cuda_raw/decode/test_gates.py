@@ -21,15 +21,8 @@ if reason := sass.missing() or emulator.missing():
     pytest.skip(f"NOT TESTED, no kernel went through the gates: {reason}", allow_module_level=True)
 
 ROUNDED = "rounded_product(widen(mine[i], half), cosine[angle])"
+pytestmark = pytest.mark.usefixtures("kept_cubins")
 TURING, AMPERE = Target("sm_75"), Target("sm_80")
-
-
-@pytest.fixture(autouse=True)
-def kept_kernels(
-    emulator_here: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Kernels compiled for one test serve the others of this process, and those for the emulator other runs too."""
-    monkeypatch.setenv("FAOPS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "kernels-of-gates"))
 
 
 def default(target: Target, head_dim: int = 64, feature: str = "page16", rows: int = 1) -> DecodeCase:
