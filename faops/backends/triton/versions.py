@@ -35,14 +35,17 @@ def installed() -> tuple[int, ...] | None:
     return next((version for package in PACKAGES if (version := _version(package))), None)
 
 
-@functools.cache
-def _version(package: str) -> tuple[int, ...] | None:
+def version_of(package: str) -> tuple[int, ...] | None:
+    """The version of an installed package, such as (3, 2, 0); None where it is not installed."""
     try:
         version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
     release = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, release.group().split("."))) if release else (0,)
+
+
+_version = functools.cache(version_of)
 
 
 def has_warp_specialization() -> bool:

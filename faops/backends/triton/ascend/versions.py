@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def _npu_is_here() -> bool:
 
 def absent() -> Iterator[str]:
     """Why `import triton` does not give triton-ascend here."""
-    version = _version(PACKAGE)
+    version = versions.version_of(PACKAGE)
     if version is None:
         yield f"{PACKAGE} is not installed: {INSTALL}"
         return
@@ -57,16 +56,6 @@ def absent() -> Iterator[str]:
         yield f"`import triton` gives another package than that of {PACKAGE}: {INSTALL}"
     elif _folder_of("triton") == folder:
         yield f"triton is installed in the place of {PACKAGE}, over some of its files: {INSTALL}"
-
-
-def _version(package: str) -> tuple[int, ...] | None:
-    """The version of an installed package, such as (3, 2, 0)."""
-    try:
-        version = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    release = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, release.group().split("."))) if release else (0,)
 
 
 def _imported() -> Path | None:
