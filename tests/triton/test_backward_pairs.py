@@ -43,13 +43,13 @@ def few_heads(features: tuple[str, ...]) -> tuple[str, ...]:
 @rotate(SETS, "features")
 def test_many_features_together(dtype: torch.dtype, features: tuple[str, ...]) -> None:
     """Every pair of features is in one of these sets."""
-    shape = {"seqlen_q": random.randint(17, 33), "seqlen_k": random.randint(33, 50), "heads_q": 1, "heads_kv": 1}
+    shape = {"seqlen_q": random.randint(17, 33), "seqlen_k": random.randint(33, 40), "heads_q": 1, "heads_kv": 1}
     check_any_tiles(make_case(*few_heads(features), dtype=dtype, **shape))
 
 
-@rotate([tuple(name for name in features if name != "varlen") for features in SETS[:2]], "features")
+@rotate([tuple(name for name in features if name != "varlen") for features in SETS[:1]], "features")
 def test_many_features_together_dense(dtype: torch.dtype, features: tuple[str, ...]) -> None:
-    shape = {"seqlen_q": random.randint(17, 33), "seqlen_k": random.randint(33, 50), "batch": 1}
+    shape = {"seqlen_q": random.randint(17, 33), "seqlen_k": random.randint(33, 40), "batch": 1}
     check_any_tiles(make_case(*few_heads(features), dtype=dtype, **shape))
 
 

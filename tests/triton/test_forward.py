@@ -208,11 +208,12 @@ def test_dropout_drops_what_the_oracle_drops() -> None:
     """Values that are the identity show the probabilities themselves; whatever the tiles."""
     q, k = torch.randn(2, 40, 1, 16).half(), torch.randn(2, 64, 1, 16).half()
     v = torch.eye(64).half()[None, :, None].expand(2, -1, -1, -1)
+    configs = (TILES, TALL_TILES, make_config(64, 64, 4, 1))
     for probability in (0.03, 0.5, 0.95):
         rng = _draw_rng(torch.Generator().manual_seed(1), q.device)
         exact, _ = reference.attention(q, k, v, scale=0.01, dropout_p=probability, rng=rng)
         assert float((exact == 0).float().mean()) == pytest.approx(probability, abs=0.03)
-        for config in (TILES, TALL_TILES, make_config(64, 64, 4, 1)):
+        for config in configs if probability == 0.5 else [random.choice(configs)]:
             with recorded(config):
                 out = faops.attention(
                     q, k, v, scale=0.01, dropout_p=probability, backend=BACKEND,

@@ -42,8 +42,65 @@ def failures(results: Sequence[GateResult]) -> list[str]:
 # ---------------------------------------------------------------------------------------------- the kernels
 
 
-def test_kernels_hold(tmp_path: Path) -> None:
-    cases = [
+@dataclass(frozen=True)
+class Crash(Case):
+    """Takes its process down, as a compiler that crashes does."""
+
+    def launches(self) -> list[tuple[Launch, Tensors]]:
+        os._exit(3)
+
+
+@dataclass(frozen=True)
+class Nothing(Case):
+    """A call without a launch that fails: no kernel is compiled."""
+
+    def launches(self) -> list[tuple[Launch, Tensors]]:
+        raise UnavailableError("nothing to compile")
+
+
+def check_kernels(holding: Sequence[Case], failing: Sequence[Case], cache: str) -> list[GateResult]:
+    """Check all of them in one process, as far as one lasts. Gives the results of those that fail."""
+    results = list(command.check_all([*holding, *failing], 1, cache))
+    good = [one for one in results if one.case in holding]
+    assert not failures(good), "\n".join(failures(good))
+    assert len(good) > len(holding) and {one.case for one in good} == set(holding)
+    for one in good:
+        assert one.figures["registers"] > 0
+    instructions = {one.case.arch: one.figures for one in good if one.kernel == "forward.attention_forward"}
+    for arch, instruction in {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL}.items():
+        assert instructions[arch][instruction] > 0
+    return [one for one in results if one.case in failing]
+
+
+def test_kernels_hold_and_failures_are_found(tmp_path: Path) -> None:
+    """Every family of kernels on some architecture; a crash concerns neither those before nor those behind it."""
+    half_as_large = Config(block_m=128, block_n=64, num_warps=8, num_stages=3)
+    holding = [
+        default("sm_80", d=32),
+        default("sm_80", "backward", d=32),
+        default("sm_90"),
+        default("sm_90", "decode"),
+        replace(default("sm_100"), config=half_as_large),
+    ]
+    fields = ("sm_80", "forward", 64, "float16", "causal", Config())
+    no_power_of_two = Config(block_m=48, block_n=64, num_warps=4, num_stages=2)
+    too_many_stages = Config(block_m=16, block_n=128, num_warps=4, num_stages=9)
+    failing = [
+        replace(default("sm_80"), config=no_power_of_two),
+        replace(default("sm_89"), config=too_many_stages),
+        Crash(*fields),
+        Nothing(*fields),
+    ]
+    uncompiled, large, crashed, nothing = check_kernels(holding, failing, str(tmp_path))
+    assert len(uncompiled.failures) == 1 and "does not compile for sm_80" in uncompiled.failures[0]
+    assert any("bytes of shared memory" in text for text in large.failures), large
+    assert crashed.failures == ("the compiler crashes",)
+    assert nothing.failures == ("nothing to compile",)
+
+
+@pytest.mark.full
+def test_more_kernels_hold(tmp_path: Path) -> None:
+    holding = [
         default("sm_80"),
         default("sm_80", "backward", "varlen"),
         default("sm_89", dtype="bfloat16", d=128),
@@ -51,15 +108,7 @@ def test_kernels_hold(tmp_path: Path) -> None:
         default("sm_90", "decode", "paged"),
         default("sm_100"),
     ]
-    results = list(command.check_all(cases, 2, str(tmp_path)))
-    assert not failures(results), "\n".join(failures(results))
-    assert len(results) > len(cases) and {one.case for one in results} == set(cases)
-    for one in results:
-        assert one.figures["registers"] > 0
-    found = {case.arch: one.figures for case, one in zip(cases, results) if case.kernel == "forward"}
-    assert found["sm_80"][AMPERE] > 0
-    instructions = {one.case.arch: one.figures for one in results if one.kernel == "forward.attention_forward"}
-    assert instructions["sm_90"][HOPPER] > 0 and instructions["sm_100"][BLACKWELL] > 0
+    assert check_kernels(holding, [], str(tmp_path)) == []
 
 
 def _everything(arch: str) -> list[Case]:
@@ -160,41 +209,6 @@ def test_narrow_copies() -> None:
     assert "of 0 bytes" in text
     one_stage = replace(made(case), options={"num_warps": 4, "num_stages": 1})
     assert check_binary(case, one_stage, binary(good(case).replace(COPY, ""))).failures == ()
-
-
-def test_more_stages_than_memory(tmp_path: Path) -> None:
-    config = Config(block_m=64, block_n=64, num_warps=4, num_stages=9)
-    case = replace(default("sm_89"), config=config)
-    (result,) = command.check_all([case], 1, str(tmp_path))
-    assert any("bytes of shared memory" in text for text in result.failures), result
-
-
-def test_kernel_that_does_not_compile(tmp_path: Path) -> None:
-    config = Config(block_m=48, block_n=64, num_warps=4, num_stages=2)  # no power of two
-    (result,) = command.check_all([replace(default("sm_80"), config=config)], 1, str(tmp_path))
-    assert len(result.failures) == 1 and "does not compile for sm_80" in result.failures[0]
-
-
-@dataclass(frozen=True)
-class Crash(Case):
-    """Takes its process down, as a compiler that crashes does."""
-
-    def launches(self) -> list[tuple[Launch, Tensors]]:
-        os._exit(3)
-
-
-@dataclass(frozen=True)
-class Nothing(Case):
-    """A call without a launch that fails: no kernel is compiled."""
-
-    def launches(self) -> list[tuple[Launch, Tensors]]:
-        raise UnavailableError("nothing to compile")
-
-
-def test_compiler_that_crashes() -> None:
-    fields = ("sm_80", "forward", 64, "float16", "causal", Config())
-    results = list(command.check_all([Crash(*fields), Nothing(*fields)], 1))
-    assert [one.failures for one in results] == [("the compiler crashes",), ("nothing to compile",)]
 
 
 # ---------------------------------------------------------------------------------------------- the command

@@ -32,8 +32,8 @@ def shared(x, BLOCK: tl.constexpr):
 
 @triton.jit
 def crowded(x, BLOCK: tl.constexpr):
-    """A tile that one warp has no registers for from 128 on: each thread has BLOCK * BLOCK / 32 elements."""
-    index = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    """A tile that one warp has no registers for from 128 on: each thread has 64 * BLOCK / 32 elements."""
+    index = tl.arange(0, 64)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     values = tl.load(x + index)
     total = tl.sum(tl.sum(values, 1), 0)
     tl.store(x + index, values * total)
