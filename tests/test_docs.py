@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from faops_cli.main import COMMANDS, command_line
 
 import faops
@@ -131,20 +132,30 @@ def test_the_example_backend_works_as_an_installed_package(tmp_path: Path) -> No
     (printed,) = blocks(text_of("docs/add-a-backend.md"), "text")
     assert without_device(done.stdout) == without_device(printed)
 
-    kernels = output_of(["kernels", "--json"], tmp_path)
-    assert '"matmul.forward"' in kernels
-    assert "kernels.matmul.forward: cpu" in output_of(["doctor", "kernels.matmul.forward"], tmp_path)
+    shown = output_of([["kernels", "--json"], ["doctor", "kernels.matmul.forward"]], tmp_path)
+    assert '"matmul.forward"' in shown
+    assert "kernels.matmul.forward: cpu" in shown
 
 
 def without_device(message: str) -> list[str]:
     return [re.sub(r" on .*$", "", line) for line in message.splitlines()]
 
 
-def output_of(arguments: list[str], folder: Path) -> str:
-    """Standard output of the command line, run in a process that sees the packages in ``folder``."""
+COMMANDS_IN_TURN = """
+from click.testing import CliRunner
+from faops_cli.main import command_line
+for command in {commands}:
+    result = CliRunner().invoke(command_line, command, prog_name="faops")
+    assert result.exit_code == 0, result.output
+    print(result.stdout)
+"""
+
+
+def output_of(commands: list[list[str]], folder: Path) -> str:
+    """Standard output of commands, run one after the other in a process that sees the packages in ``folder``."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "faops_cli", *arguments],
+        [sys.executable, "-c", COMMANDS_IN_TURN.format(commands=commands)],
         env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -222,12 +233,13 @@ def options_of(name: str, words: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_explanations_for_other_devices_are_what_is_printed(name: str, tmp_path: Path) -> None:
+def test_explanations_for_other_devices_are_what_is_printed(name: str) -> None:
     for block in blocks(text_of(name), r"(?:text)?"):
         command, _, printed = block.partition("\n")
         if command.startswith("$ faops explain ") and "--device" in command:
-            shown = output_of(command.split()[2:], tmp_path)
-            assert shown.rstrip() == printed.rstrip()
+            shown = CliRunner().invoke(command_line, command.split()[2:], prog_name="faops")
+            assert shown.exit_code == 0, shown.output
+            assert shown.stdout.rstrip() == printed.rstrip()
 
 
 def test_readme_shows_such_an_explanation() -> None:

@@ -27,9 +27,10 @@ from tests.support import FEATURES
 
 A100 = Place.of("a100")
 SMALL = {"seqlen_q": 20, "seqlen_k": 30, "heads_q": 2, "heads_kv": 2, "head_dim": 16, "head_dim_v": 16}
+ONE_HEAD = {**SMALL, "batch": 1, "heads_q": 1, "heads_kv": 1}
 TRIALS = {
     "forward": Trial("forward", torch.float16, ("alibi",), shape=SMALL, seed=3),
-    "backward": Trial("backward", torch.float16, ("causal", "bias", "sinks"), shape=SMALL, seed=4),
+    "backward": Trial("backward", torch.float16, ("causal", "bias", "sinks"), shape=ONE_HEAD, seed=4),
     "decode": Trial(
         "decode", torch.float16, ("append", "paged16"), shape={"capacity": 40, "head_dim": 16}, seed=5
     ),
@@ -197,6 +198,6 @@ def test_interpreted_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some trials in a process of the suite, which sees to it that Triton interprets there."""
     monkeypatch.delenv("TRITON_INTERPRET")
     options = Options(card="a100", quick=True, seed=7)
-    parts = len(triton_correctness.items(options)) // 3
+    parts = len(triton_correctness.items(options)) // 2
     found = Section("triton_correctness", replace(options, part=5, parts=parts), 1e18, lambda outcome: None).run()
-    assert len(found) >= 3 and all(outcome.status == "ok" for outcome in found), found
+    assert len(found) >= 2 and all(outcome.status == "ok" for outcome in found), found

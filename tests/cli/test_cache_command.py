@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from faops_cli.main import command_line
 
 from faops.autotune.cache import TuningCache
 from faops.autotune.cache.entry import Entry
@@ -22,10 +25,21 @@ from tests.cli.support import TINY, document, refused
 OTHER = "sq=8,sk=24,h=2,d=16,dtype=float32"
 
 
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with two entries that were really tuned, for copies."""
+    folder = tmp_path_factory.mktemp("tuned")
+    shapes = ["--shape", TINY, "--shape", OTHER]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAOPS_CACHE_DIR", str(folder))
+        patch.setattr("faops.autotune.tuner.foreign_cores", lambda seconds: 0.0)
+        assert CliRunner().invoke(command_line, ["tune", "--no-isolate", *shapes]).exit_code == 0
+    return folder
+
+
 @pytest.fixture
-def entries(faops: Faops) -> list[Entry]:
-    """Two entries that were really tuned."""
-    assert faops("tune", "--shape", TINY, "--shape", OTHER).exit_code == 0
+def entries(tuned: Path) -> list[Entry]:
+    shutil.copytree(tuned, os.environ["FAOPS_CACHE_DIR"])
     found = TuningCache().entries()
     assert len(found) == 2
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from faops_cli.tune.run import STRATEGIES
 from faops_cli.tune.workload import PHASES
 
@@ -210,12 +211,12 @@ def test_broken_plan_is_refused_with_its_line(faops: Faops, tmp_path: Path) -> N
     refused(faops("tune", "--plan", str(plan)), f"{plan}:3", "nonesuch")
 
 
-def test_real_process(tmp_path: Path) -> None:
-    run = ("-m", "faops_cli", "tune", "--shape", TINY, "--json")
-    cold, warm = python(*run), python(*run)
-    assert cold.returncode == warm.returncode == 0, cold.stderr + warm.stderr
+def test_real_process(faops: Faops) -> None:
+    run = ("tune", "--shape", TINY, "--json")
+    cold = python("-m", "faops_cli", *run, OMP_NUM_THREADS=str(torch.get_num_threads()))
+    assert cold.returncode == 0, cold.stderr
     assert json.loads(cold.stdout)["measurements"] > 0
-    assert json.loads(warm.stdout)["measurements"] == 0
+    assert document(faops(*run))["measurements"] == 0  # another process finds what that one has stored
 
 
 def test_verdicts_of_the_table(faops: Faops, monkeypatch: pytest.MonkeyPatch) -> None:

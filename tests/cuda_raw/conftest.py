@@ -37,8 +37,8 @@ def emulator_here(request: pytest.FixtureRequest, kernel_folder: Path, monkeypat
 
 
 @pytest.fixture
-def kept_cubins(emulator_here: None, kernel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What NVRTC compiles is kept as well."""
+def kept_cubins(kernel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What NVRTC compiles for this test is kept as well."""
     monkeypatch.setenv("FAOPS_CACHE_DIR", str(kernel_folder.parent / "cubins"))
 
 

@@ -27,7 +27,7 @@ need_compiler()
 if reason := sass.missing() or emulator.missing():
     pytest.skip(f"NOT TESTED, no kernel went through the gates: {reason}", allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("kept_cubins")
+pytestmark = pytest.mark.usefixtures("emulator_here", "kept_cubins")
 TURING, AMPERE = Target("sm_75"), Target("sm_80")
 
 

@@ -214,7 +214,7 @@ def test_driver_error_of_an_old_driver(driver: FakeDriver, monkeypatch: pytest.M
 
 
 @pytest.fixture
-def a_card(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+def a_card(driver: FakeDriver, kept_cubins: None, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     """Tensors of the card are planned for as on an A100; nothing has failed on it yet."""
     monkeypatch.setattr(execute, "detect", lambda device: A100)
     monkeypatch.setattr(host, "detect", lambda device: A100)

@@ -25,6 +25,17 @@ from tests.support import assert_accurate
 pytestmark = pytest.mark.usefixtures("poisoned", "emulator_here")
 
 each_card = pytest.mark.parametrize("card", KERNELS)
+one_card = pytest.mark.parametrize("card", [pytest.param("t4", marks=pytest.mark.full), "a100"])  # in the short run
+
+
+def paired(name: str, of_t4: int, of_a100: int) -> pytest.MarkDecorator:
+    """Either card with one of two values in the short run, with both in the long one."""
+    return pytest.mark.parametrize(f"card, {name}", [
+        ("t4", of_t4), ("a100", of_a100), pytest.param("t4", of_a100, marks=pytest.mark.full),
+        pytest.param("a100", of_t4, marks=pytest.mark.full),
+    ])  # fmt: skip
+
+
 CONFIG = make_config(16, 64, 4, 1, True)
 
 
@@ -73,8 +84,7 @@ def test_the_host_reads_no_tensor(card: str, monkeypatch: pytest.MonkeyPatch) ->
         inputs.cache_seqlens.tolist()
 
 
-@each_card
-@pytest.mark.parametrize("page", [0, 16])
+@paired("page", 0, 16)
 def test_one_launch_serves_all_lengths(card: str, page: int) -> None:
     """As in a CUDA graph: the launches are made once, then lengths, padding and pages change under them."""
     call = make_call("append", "causal", "leftpad", dtype=HALF, page=page, M=2, keys=150, batch=3, dim=32, dim_v=32)
@@ -123,8 +133,7 @@ def check_results(call: Call, out: Tensor, lse: Tensor | None, expected: tuple[A
 # ---------------------------------------------------------------------------------------------- nobody looked at these
 
 
-@each_card
-@pytest.mark.parametrize("page_size", [3, 16])
+@paired("page_size", 16, 3)
 def test_page_numbers_out_of_range(card: str, page_size: int) -> None:
     """The emulator faults at any access outside the caches. Sequences with a right table get their right results."""
     call = make_call("append", dtype=HALF, page=page_size, M=1, keys=70, batch=3, dim=32, dim_v=32)
@@ -150,7 +159,7 @@ def fill_only(call: Call, lengths: Sequence[int]) -> None:
     call.options["cache_seqlens"] = torch.tensor(lengths, dtype=torch.int32)
 
 
-@each_card
+@one_card
 def test_lengths_out_of_range(card: str) -> None:
     """Too long ones count as the capacity, negative ones as none: nothing outside the caches is read or written."""
     call = make_call("append", dtype=HALF, M=2, keys=70, batch=4, dim=32, dim_v=32)
@@ -164,7 +173,7 @@ def test_lengths_out_of_range(card: str) -> None:
         assert cache is not None and torch.equal(bits(cache), old)
 
 
-@each_card
+@one_card
 def test_batch_entries_and_padding_out_of_range(card: str) -> None:
     call = make_call("batch_idx", "leftpad", dtype=HALF, M=2, keys=70, batch=3, dim=32, dim_v=32)
     fill_only(call, [60, 50, 40])
@@ -176,7 +185,7 @@ def test_batch_entries_and_padding_out_of_range(card: str) -> None:
     assert lse is not None and out.isfinite().all() and (lse[1] == -torch.inf).all()
 
 
-@each_card
+@one_card
 def test_positions_behind_the_rotary_tables(card: str) -> None:
     call = make_call("append", "rotary", "causal", dtype=HALF, M=3, keys=70, batch=2, dim=32, dim_v=32)
     fill_only(call, [60, 2])
