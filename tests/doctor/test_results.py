@@ -108,7 +108,9 @@ def test_what_has_changed_is_tuned_again_by_its_shape() -> None:
     [
         replace(PROBLEM, band=Band(right=0)),
         replace(PROBLEM, band=Band(left=64, right=3), softcap=True, bias=".h..", layout="varlen", need_lse=True),
-        AttentionProblem(op="decode", batch=8, seqlen_k=4096, heads_q=32, heads_kv=8, page_size=16, append=True),
+        AttentionProblem(
+            op="decode", batch=8, seqlen_k=4096, heads_q=32, heads_kv=8, layout="paged", page_size=16, append=True
+        ),
         AttentionProblem(op="decode", seqlen_k=512, heads_q=8, heads_kv=8, rotary="half", leftpad=True),
         AttentionProblem(op="backward", dtype="bfloat16", seqlen_q=512, seqlen_k=512, head_dim_v=128, dropout=True),
     ],
