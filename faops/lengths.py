@@ -33,7 +33,7 @@ def host(tensor: Tensor) -> list[int]:
     """
     if tensor.device.type == "cpu" or tensor.is_inference():
         return _values(tensor)
-    key, state = id(tensor), _state(tensor)
+    key, state = id(tensor), state_of(tensor)
     known = _reads.get(key)
     if known is not None and known.tensor() is tensor and known.state == state:
         return list(known.values)
@@ -54,6 +54,6 @@ def _values(tensor: Tensor) -> list[int]:
     return values
 
 
-def _state(tensor: Tensor) -> tuple[object, ...]:
+def state_of(tensor: Tensor) -> tuple[object, ...]:
     """What changes with the values: the count of changes, and the memory, which ``.data = `` swaps without counting."""
     return tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

@@ -129,7 +129,7 @@ def test_another_tensor_at_the_same_place_is_read() -> None:
     """An id is given again once its tensor is gone; here the first one's entry is still there."""
     gone, tensor = on_device(1, 2), on_device(8, 9)
     lengths.host(gone)
-    lengths._reads[id(tensor)] = lengths._reads[id(gone)]._replace(state=lengths._state(tensor))
+    lengths._reads[id(tensor)] = lengths._reads[id(gone)]._replace(state=lengths.state_of(tensor))
     assert read(tensor) == ([8, 9], 1)
     del gone
     assert read(tensor) == ([8, 9], 0)

@@ -10,8 +10,7 @@ from typing import TypeVar, cast
 
 import torch
 
-from faops import settings
-from faops.autotune.cache import cann
+from faops import cann, settings
 from faops.device import DeviceProfile, detect
 from faops.doctor import accelerators, probes
 from faops.doctor.check import Finding

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -28,33 +30,40 @@ _seen: dict[Hashable, tuple[Any, ...]] = {}  # what each key of a launch stood f
 
 
 @contextlib.contextmanager
-def recorded(config: Config | None = TILES, backward_config: Config | None = BACKWARD_TILES) -> Iterator[list[Launch]]:
-    """Forward and backward run with these configs, None for their defaults. Gives the list of what is launched.
+def recording(module: ModuleType, configs: Mapping[str, Config | None]) -> Iterator[list[Launch]]:
+    """Kernels, by their ids, run with these configs, None for their defaults. Gives the launches of ``module``.
 
-    A compiled launch is repeated for its key alone, so every key must stand for one launch and one kind of tensors.
+    A launch is repeated for its key alone, so every key must stand for one launch and one kind of tensors.
     """
     launches: list[Launch] = []
-    original = launch.launch
+    original = module.launch
 
     def record(key: Hashable, tensors: Tensors, build: Callable[[], Launch]) -> None:
         made = build()
         launches.append(made)
         kinds = [None if t is None else (t.dtype, t.data_ptr() % ALIGNMENT == 0) for t in tensors]
-        assert _seen.setdefault(key, (made, kinds)) == (made, kinds), f"one key for two launches: {key}"
+        known = _seen.setdefault((module.__name__, key), (made, kinds))
+        assert known == (made, kinds), f"one key for two launches: {key}"
         original(key, tensors, lambda: made)
 
     def fix(kernel_id: str, config: Config) -> None:
         patch.setattr(registry.get(kernel_id), "default_config", lambda problem, device: config)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "launch", record)
-        if config is not None:
-            fix("triton.forward", config)
-        if backward_config is not None:
-            fix("triton.backward", backward_config)
+        patch.setattr(module, "launch", record)
+        for kernel_id, config in configs.items():
+            if config is not None:
+                fix(kernel_id, config)
         dispatch.forget()
         yield launches
     dispatch.forget()
+
+
+def recorded(
+    config: Config | None = TILES, backward_config: Config | None = BACKWARD_TILES
+) -> AbstractContextManager[list[Launch]]:
+    """Forward and backward run with these configs, None for their defaults. Gives the list of what is launched."""
+    return recording(launch, {"triton.forward": config, "triton.backward": backward_config})
 
 
 def check_kernels(

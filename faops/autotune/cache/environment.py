@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from faops.autotune.cache import cann
+from faops import cann
 from faops.autotune.effort import MEASUREMENT_POLICY
 
 SCHEMA = 1  # of the files in the cache

@@ -7,7 +7,7 @@ import platform
 import re
 from pathlib import Path
 
-from faops.autotune.cache import cann
+from faops import cann
 from faops.doctor import probes
 from faops.doctor.check import Result, fail, ok, skipped, warn
 from faops.doctor.npu.cards import GIVE, INSTALL_DRIVER

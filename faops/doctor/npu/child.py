@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from faops import reference
-from faops.backends.npu import operators
+from faops.backends.npu import masks, operators
 from faops.device import detect
 from faops.doctor.npu.probe import MARK
 
@@ -23,7 +23,6 @@ LONGEST_MESSAGE = 500  # characters; torch_npu's come with a stack of C++ frames
 BATCH, HEADS, LENGTH, HEAD_DIM = 1, 4, 64, 64
 # Error allowed in units in the last place of the largest result: sums are in float32; weights and results are rounded.
 ULPS = 4
-COMPRESSED = 2048  # side of the one mask that stands for any causal one
 
 # What faops asks of torch_npu: a use, operators of which one will do, and what they must take for it. Arguments are
 # spelled in any of the ways that the backend knows.
@@ -151,8 +150,7 @@ def _tried(name: str, compute: Trial, dtype: torch.dtype, device: torch.device) 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """By the compressed mask, in which True hides: were it taken the other way round, the result would be wrong."""
-    mask = torch.ones(COMPRESSED, COMPRESSED, dtype=torch.bool).triu(1).to(q.device)
-    return _fusion(q, k, v, atten_mask=mask, sparse_mode=3)
+    return _fusion(q, k, v, atten_mask=masks.compressed(q.device), sparse_mode=masks.CAUSAL)
 
 
 def _fusion(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from faops.autotune.cache import TuningCache, cann, environment, lookup
+from faops import cann
+from faops.autotune.cache import TuningCache, environment, lookup
 from faops.device import known
 
 from ..support import PROBLEM, FakeKernel, make_entry

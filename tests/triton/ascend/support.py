@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager
 
-import pytest
-
-from faops import dispatch, registry
 from faops.backends.triton.ascend import launch, space
-from faops.backends.triton.launch import Launch, Tensors
+from faops.backends.triton.launch import Launch
 from faops.device import known
-from faops.operands import ALIGNMENT
 from faops.registry import Config
 from tests.support import FORWARD, Case, check
+from tests.triton.support import recording
 
 NPU = known("910b")
 BACKEND = "triton.ascend_forward"
@@ -22,32 +17,10 @@ FEATURES = [name for name in FORWARD if name != "dropout"]
 # Small enough that few rows and keys make tiles of every kind, and no program gets one tile only.
 TILES, TALL_TILES = space.make_config(16, 32, 3), space.make_config(32, 16, 3)
 
-_seen: dict[Hashable, tuple[Any, ...]] = {}  # what each key of a launch stood for so far
 
-
-@contextlib.contextmanager
-def recorded(config: Config | None = TILES) -> Iterator[list[Launch]]:
-    """The kernel runs with this config, None for its default. Gives the list of what is launched.
-
-    A launch is repeated for its key alone, so every key must stand for one launch and one kind of tensors.
-    """
-    launches: list[Launch] = []
-    original = launch.launch
-
-    def record(key: Hashable, tensors: Tensors, build: Callable[[], Launch]) -> None:
-        made = build()
-        launches.append(made)
-        kinds = [None if t is None else (t.dtype, t.data_ptr() % ALIGNMENT == 0) for t in tensors]
-        assert _seen.setdefault(key, (made, kinds)) == (made, kinds), f"one key for two launches: {key}"
-        original(key, tensors, lambda: made)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "launch", record)
-        if config is not None:
-            patch.setattr(registry.get(BACKEND), "default_config", lambda problem, device: config)
-        dispatch.forget()
-        yield launches
-    dispatch.forget()
+def recorded(config: Config | None = TILES) -> AbstractContextManager[list[Launch]]:
+    """The kernel runs with this config, None for its default. Gives the list of what is launched."""
+    return recording(launch, {BACKEND: config})
 
 
 def check_kernel(case: Case, config: Config | None = TILES) -> None:

@@ -12,7 +12,7 @@ from dataclasses import fields
 
 import torch
 
-from faops.autotune.cache import cann
+from faops import cann
 from faops.backends.npu import masks, pse
 from faops.backends.npu.operators import Operators, operators
 from faops.device import DeviceProfile

@@ -26,19 +26,13 @@ class InferDecode(InferenceKernel):
     architectures = ("910B", "910C", "950")
     priority = 30
 
-    def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
-        yield from self.device_reasons(problem, device)
-        yield from self.feature_reasons(problem)
-        yield from self.size_reasons(problem)
+    def own_reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
         yield from cache_reasons(self.operator, problem, device)
         if reason := scores.expansion(problem):
             yield reason
 
     def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         return space.decode_space(problem)
-
-    def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
-        return space.decode_space(problem)[0]
 
     def footprint(self, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Footprint:
         rule = _page_rule(config["layout"] == "TND", problem.seqlen_q)

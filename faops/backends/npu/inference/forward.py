@@ -32,10 +32,7 @@ class InferForward(InferenceKernel):
     architectures = ("910B", "910C", "950")
     priority = 26
 
-    def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
-        yield from self.device_reasons(problem, device)
-        yield from self.feature_reasons(problem)
-        yield from self.size_reasons(problem)
+    def own_reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
         if problem.layout == "varlen":
             yield from _packed_reasons(problem)
         else:
@@ -43,9 +40,6 @@ class InferForward(InferenceKernel):
 
     def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         return space.forward_space(problem)
-
-    def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
-        return space.forward_space(problem)[0]
 
     def footprint(self, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Footprint:
         return footprint.forward(problem, device, config, HEAD_DIM_STEP)

@@ -39,10 +39,7 @@ class IncreDecode(InferenceKernel):
     architectures = ("310P", "910B")
     priority = 28
 
-    def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
-        yield from self.device_reasons(problem, device)
-        yield from self.feature_reasons(problem)
-        yield from self.size_reasons(problem)
+    def own_reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
         yield from cache_reasons(self.operator, problem, device)
         if problem.seqlen_q != 1:
             yield f"{OPERATOR} takes one row a sequence, not {problem.seqlen_q}"
@@ -57,9 +54,6 @@ class IncreDecode(InferenceKernel):
 
     def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         return space.incre_space(problem)
-
-    def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
-        return space.incre_space(problem)[0]
 
     def footprint(self, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Footprint:
         return footprint.decode(problem, device, config, ONE_ROW.takes(problem.page_size))

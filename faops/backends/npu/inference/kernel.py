@@ -9,7 +9,7 @@ from faops.backends.npu import operators
 from faops.backends.npu.sources import hash_of_package
 from faops.device import DeviceProfile
 from faops.problem import AttentionProblem
-from faops.registry import Decision, Kernel, decide
+from faops.registry import Config, Decision, Kernel, decide
 
 # From torch_npu's documents of npu_fused_infer_attention_score, npu_prompt_flash_attention, npu_incre_flash_attention.
 MOST_BATCH = 65535
@@ -28,11 +28,21 @@ class InferenceKernel(Kernel):
     architectures: tuple[str, ...]  # that the operator is documented for
 
     def check(self, problem: AttentionProblem, device: DeviceProfile) -> Decision:
-        return decide(self._reasons(problem, device))
+        return decide(
+            [
+                *self.device_reasons(problem, device),
+                *self.feature_reasons(problem),
+                *self.size_reasons(problem),
+                *self.own_reasons(problem, device),
+            ]
+        )
 
     @abstractmethod
-    def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
-        """Every reason against ``problem``."""
+    def own_reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
+        """Every reason against ``problem`` that is not one of all inference operators."""
+
+    def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
+        return self.configs(problem, device)[0]
 
     def source_hash(self) -> str:
         return hash_of_package(__file__)

@@ -37,10 +37,7 @@ class PromptForward(InferenceKernel):
     architectures = ("310P", "910B", "910C")
     priority = 24
 
-    def _reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
-        yield from self.device_reasons(problem, device)
-        yield from self.feature_reasons(problem)
-        yield from self.size_reasons(problem)
+    def own_reasons(self, problem: AttentionProblem, device: DeviceProfile) -> Iterator[str]:
         yield from dense_reasons(problem)
         if problem.layout != "dense":
             yield f"{OPERATOR} is used for dense calls only, not {problem.layout} ones"
@@ -53,9 +50,6 @@ class PromptForward(InferenceKernel):
 
     def configs(self, problem: AttentionProblem, device: DeviceProfile) -> list[Config]:
         return space.prompt_space(problem)
-
-    def default_config(self, problem: AttentionProblem, device: DeviceProfile) -> Config:
-        return space.prompt_space(problem)[0]
 
     def footprint(self, problem: AttentionProblem, device: DeviceProfile, config: Config) -> Footprint:
         return footprint.forward(problem, device, config, HEAD_DIM_STEP)

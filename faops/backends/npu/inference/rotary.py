@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from faops import lengths
 from faops.backends.npu import operators
 from faops.device import DeviceProfile
 from faops.inputs import DecodeInputs
@@ -40,7 +41,7 @@ def is_bounded(table: Tensor) -> bool:
     """
     if table.is_inference():
         return False
-    state = (table.data_ptr(), table._version, table.shape, table.stride())
+    state = lengths.state_of(table)
     known = _bounded.get(table)  # type: ignore[no-untyped-call]
     if known is None or known[0] != state:
         known = _bounded[table] = (state, table.numel() == 0 or bool((table.abs() <= 1.0).all()))
