@@ -33,9 +33,9 @@ from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.supervisor import Section, run_side_by_side
 from benchmarks.gpu.wrappers import ANSWER
 from faops.architectures import KNOWN_DEVICES
-from faops.autotune.cache.files import write_whole
 from faops.backends.cuda_raw import emulator, nvrtc, targets
 from faops.device import DeviceProfile, detect, known
+from faops.files import write_whole
 
 NAME = "gpu"
 BUDGET = 1500.0

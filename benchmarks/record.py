@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from faops._version import __version__
-from faops.autotune.cache.files import write_whole
 from faops.device import DeviceProfile, detect
+from faops.files import write_whole
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parent.parent

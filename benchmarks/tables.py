@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import decode_cpu, generation, kernel_tables, record
 from benchmarks.cases import FEATURES
-from faops.autotune.cache.files import write_whole
+from faops.files import write_whole
 
 PAGE = record.ROOT / "docs" / "benchmarks.md"
 BLOCK = re.compile(r"(<!-- table (?P<words>[^>]*?) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)

@@ -48,9 +48,9 @@ FUNCTIONS = [item for item in PUBLIC if inspect.isfunction(item)]
 # --- what it imports --------------------------------------------------------------------------------------------------
 
 
-def test_import_brings_torch_and_nothing_heavy() -> None:
+def test_public_names_bring_torch_and_nothing_heavy() -> None:
     program = (
-        "import sys, torch; before = set(sys.modules); import faops; "
+        "import sys, torch; before = set(sys.modules); import faops; [getattr(faops, name) for name in faops.__all__]; "
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -60,8 +60,14 @@ def test_import_brings_torch_and_nothing_heavy() -> None:
     assert brought - set(sys.stdlib_module_names) == {"faops"}
 
 
+def test_import_alone_brings_no_torch() -> None:
+    program = "import sys, faops, faops.settings, faops.files; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
 def test_import_opens_no_device() -> None:
-    program = "import faops, torch; print(torch.cuda.is_initialized())"
+    program = "import faops, torch; faops.attention; print(torch.cuda.is_initialized())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -70,9 +76,10 @@ def test_import_opens_no_device() -> None:
 
 
 def test_public_names_are_those_of_all() -> None:
-    found = {name for name, value in vars(faops).items() if not name.startswith("_") and not inspect.ismodule(value)}
-    assert found == set(faops.__all__) - {"__version__"}
-    assert list(faops.__all__) == sorted(faops.__all__)
+    assert list(faops.__all__) == sorted(faops.__all__) == sorted({*faops._HOMES, "__version__"})
+    assert set(faops.__all__) <= set(dir(faops))
+    with pytest.raises(AttributeError, match="'faops' has no attribute 'atention'"):
+        faops.atention  # noqa: B018
 
 
 @pytest.mark.parametrize("item", PUBLIC, ids=lambda item: item.__name__)

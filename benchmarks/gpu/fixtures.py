@@ -16,9 +16,9 @@ import torch
 
 from benchmarks import record
 from benchmarks.gpu.micro import Micro, Words
-from faops.autotune.cache.files import write_whole
 from faops.backends.cuda_raw import nvrtc, targets
 from faops.device import DeviceProfile
+from faops.files import write_whole
 
 SCHEMA = 1
 FOLDER = record.ROOT / "tests" / "cuda_raw" / "fixtures"

@@ -17,9 +17,9 @@ import filelock
 from faops import settings
 from faops.architectures import MIB
 from faops.autotune.cache import TuningCache
-from faops.autotune.cache.files import TEMPORARY_SUFFIX, write_whole
 from faops.doctor import probes, results
 from faops.doctor.check import Check, Result, fail, ok, skipped, warn
+from faops.files import TEMPORARY_SUFFIX, write_whole
 
 GROUP = "cache"
 COMFORTABLE_BYTES = 100 * MIB

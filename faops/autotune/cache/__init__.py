@@ -19,11 +19,11 @@ from typing import Any, Literal
 from faops import settings
 from faops.autotune.cache import environment
 from faops.autotune.cache.entry import Entry, ForeignEntryError, NewerEntryError, file_name
-from faops.autotune.cache.files import TEMPORARY_SUFFIX, below, read_whole, remove, write_whole
 from faops.autotune.cache.index import Index
 from faops.autotune.cache.validation import complaint, plain, suits
 from faops.device import DeviceProfile
 from faops.errors import CacheError, FaopsError, FaopsWarning
+from faops.files import TEMPORARY_SUFFIX, below, read_whole, remove, write_whole
 from faops.problem import AttentionProblem
 from faops.registry import Config, Kernel
 

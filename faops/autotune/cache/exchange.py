@@ -30,10 +30,10 @@ from faops.autotune.cache import (
     serving,
 )
 from faops.autotune.cache.entry import Entry
-from faops.autotune.cache.files import Signature, read_whole, signature, write_whole
 from faops.autotune.cache.validation import plain, suits
 from faops.device import DeviceProfile
 from faops.errors import CacheError
+from faops.files import Signature, read_whole, signature, write_whole
 
 KIND = "faops tuning cache"
 SCHEMA = 1  # of the file around the entries

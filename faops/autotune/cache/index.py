@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from faops.autotune.cache.entry import Entry, file_name
-from faops.autotune.cache.files import Signature, signature
 from faops.autotune.effort import NEAREST_DISTANCE
+from faops.files import Signature, signature
 from faops.problem import AttentionProblem
 
 NAME_LISTS = 1024  # problems whose near files are remembered

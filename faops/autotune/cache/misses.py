@@ -20,10 +20,10 @@ from faops import dispatch, registry, settings
 from faops._version import __version__
 from faops.autotune.cache import TuningCache, environment, serving
 from faops.autotune.cache.entry import file_name
-from faops.autotune.cache.files import below, read_whole, remove
 from faops.autotune.cache.validation import is_possible
 from faops.device import DeviceProfile
 from faops.dispatch import Plan
+from faops.files import below, read_whole, remove
 from faops.problem import AttentionProblem
 
 SCHEMA = 1  # of the files

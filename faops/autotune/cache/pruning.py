@@ -12,8 +12,8 @@ from pathlib import Path
 from faops import registry
 from faops.autotune.cache import MANIFEST, UNREADABLE, TuningCache, environment, load, serving
 from faops.autotune.cache.entry import Entry
-from faops.autotune.cache.files import TEMPORARY_SUFFIX, Signature, below, remove, signature
 from faops.errors import CacheError
+from faops.files import TEMPORARY_SUFFIX, Signature, below, remove, signature
 
 DAY = 86400.0  # seconds
 ABANDONED_DAYS = 1 / 24  # after which nobody is still writing a temporary file

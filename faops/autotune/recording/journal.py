@@ -22,12 +22,12 @@ from typing import Any, Protocol, runtime_checkable
 from faops._version import __version__
 from faops.autotune.cache import environment
 from faops.autotune.cache.entry import file_name, problem_dict
-from faops.autotune.cache.files import write_whole
 from faops.autotune.effort import Budget
 from faops.autotune.measurement.conditions import Conditions
 from faops.autotune.search.candidates import Bench, Candidate, Space
 from faops.autotune.search.trial import Drop, RememberedError, drop_kind
 from faops.device import DeviceProfile
+from faops.files import write_whole
 from faops.problem import AttentionProblem
 from faops.registry import Config
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from faops import dispatch, registry
 from faops.autotune import effort
-from faops.autotune.cache.files import write_whole
 from faops.autotune.effort import Budget
 from faops.autotune.measurement.clocks import summarize
 from faops.autotune.recording import journal
@@ -28,6 +27,7 @@ from faops.autotune.search.candidates import Bench, Candidate, Space, ranked, un
 from faops.autotune.search.exhaustive import Exhaustive
 from faops.autotune.search.trial import Drop
 from faops.device import DeviceProfile
+from faops.files import write_whole
 from faops.problem import AttentionProblem
 from faops.registry import Config
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from faops import registry
 from faops.autotune.cache.entry import Entry
-from faops.autotune.cache.files import TEMPORARY_SUFFIX, write_whole
 from faops.autotune.report.grid import Legal
 from faops.device import DeviceProfile
 from faops.errors import ArgumentError, TuningError
+from faops.files import TEMPORARY_SUFFIX, write_whole
 
 PAGES = (".html", ".htm")
 PICTURES = (".png",)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from faops.autotune.cache.entry import problem_dict
-from faops.autotune.cache.files import write_whole
+from faops.files import write_whole
 from faops.problem import AttentionProblem
 
 FORMAT = 1

@@ -24,12 +24,12 @@ from typing import Any
 
 from faops import settings
 from faops.architectures import MIB
-from faops.autotune.cache.files import TEMPORARY_SUFFIX, write_whole
 from faops.backends.cuda_raw import nvrtc
 from faops.backends.cuda_raw.nvrtc import Compiled
 from faops.backends.cuda_raw.source import Source
 from faops.backends.cuda_raw.targets import Target
 from faops.errors import CacheError, FaopsWarning
+from faops.files import TEMPORARY_SUFFIX, write_whole
 
 LAYOUT = "v1"  # of the directory and its files
 SUFFIX = ".cubin.txt"

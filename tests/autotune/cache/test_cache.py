@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from faops import settings
+from faops import files, settings
 from faops.autotune import cache as cache_module
-from faops.autotune.cache import TuningCache, environment, files, lookup, stamp
+from faops.autotune.cache import TuningCache, environment, lookup, stamp
 from faops.autotune.cache.entry import Entry, file_name
 from faops.device import known
 from faops.errors import CacheError, FaopsWarning

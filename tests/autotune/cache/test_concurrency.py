@@ -18,8 +18,8 @@ from typing import Any
 import filelock
 import pytest
 
-from faops import registry
-from faops.autotune.cache import TuningCache, files, lookup, stamp
+from faops import files, registry
+from faops.autotune.cache import TuningCache, lookup, stamp
 from faops.autotune.cache.entry import Entry, Timing
 from faops.autotune.cache.exchange import Offer, offers_of_directory, offers_of_text, standing, take
 from faops.autotune.cache.exchange import export as exported

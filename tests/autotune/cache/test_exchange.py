@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from faops.autotune.cache import TuningCache, environment, exchange, files, load
+from faops import files
+from faops.autotune.cache import TuningCache, environment, exchange, load
 from faops.autotune.cache.entry import Entry, Timing
 from faops.autotune.cache.exchange import Offer, compare, export, offers_of_directory, offers_of_text, take
 from faops.device import DeviceProfile, known

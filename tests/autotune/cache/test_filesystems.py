@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from faops.autotune.cache import TuningCache, files, lookup, misses, stamp
+from faops import files
+from faops.autotune.cache import TuningCache, lookup, misses, stamp
 from faops.autotune.cache.exchange import Offer, take
-from faops.autotune.cache.files import read_whole, write_whole
 from faops.device import DeviceProfile, known
 from faops.errors import CacheError, FaopsWarning
+from faops.files import read_whole, write_whole
 from faops.registry import Config
 
 from ..support import PROBLEM, FakeKernel, make_entry, untuned

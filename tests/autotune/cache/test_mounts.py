@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from faops import dispatch
-from faops.autotune.cache import TuningCache, files, lookup, misses
+from faops import dispatch, files
+from faops.autotune.cache import TuningCache, lookup, misses
 from faops.autotune.cache.exchange import Offer, take
 from faops.autotune.cache.pruning import prune, stale
 from faops.device import known

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faops.autotune.cache import files
+from faops import files
 from faops.autotune.effort import FINAL, QUICK, Budget
 from faops.autotune.recording import journal
 from faops.autotune.recording.journal import (

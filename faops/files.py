@@ -1,4 +1,4 @@
-"""Files of the cache: a reader sees all of one or nothing, and what lies in its place cannot hurt who opens it."""
+"""Files that faops keeps: a reader sees all of one or nothing, and what lies in its place cannot hurt who opens it."""
 
 from __future__ import annotations
 
