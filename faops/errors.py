@@ -106,3 +106,11 @@ class CaptureError(FaopsError, RuntimeError):
 
 class LaunchError(FaopsError, RuntimeError):
     """The driver refused a launch: because of the launch, or of an earlier kernel that went wrong on the device."""
+
+
+class DaemonError(FaopsError):
+    """The daemon cannot be started, reached or told to do something."""
+
+
+class NotRunningError(DaemonError):
+    """No daemon of this user runs on this host."""
