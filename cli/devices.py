@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 def default() -> str:
     """The device meant when none is named: cuda or npu where the machine has one, else cpu."""
-    return next((name for name in present() if name in ("cuda", "npu")), "cpu")
+    from faops import device
+
+    return device.usual()
 
 
 def torch_device(name: str | None) -> torch.device:
@@ -20,37 +22,16 @@ def torch_device(name: str | None) -> torch.device:
 
     Raises ArgumentError.
     """
-    import torch
+    from faops import device
 
-    from faops.errors import ArgumentError
-
-    if name is None:
-        return torch.device(default())
-    expected = f"a device of this machine: {', '.join(present())}"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ArgumentError("device", repr(name), expected) from None
-    if device.type not in present():
-        raise ArgumentError("device", repr(name), expected)
-    if device.type != "cpu" and (device.index or 0) >= torch.get_device_module(device).device_count():
-        raise ArgumentError("device", repr(name), f"an index below the {device.type} device count")
-    return device
+    return device.named(name)
 
 
 def present() -> list[str]:
     """Types of the torch devices that this machine has, cpu first."""
-    import torch
+    from faops import device
 
-    found = ["cpu"]
-    if torch.cuda.is_available():
-        found.append("cuda")
-    if torch.backends.mps.is_available():
-        found.append("mps")
-    npu = getattr(torch, "npu", None)
-    if npu is not None and npu.is_available():
-        found.append("npu")
-    return found
+    return device.present()
 
 
 def profile(name: str | None) -> DeviceProfile:

@@ -25,7 +25,7 @@ INTERNAL_ERROR = 3
 INTERRUPTED = 130
 
 # Each is a module of this package that holds its click command as `command`; the order is the one of `faops --help`.
-COMMANDS = ("doctor", "tune", "explain", "profile", "kernels", "cache", "config", "version", "completion")
+COMMANDS = ("doctor", "tune", "daemon", "explain", "profile", "kernels", "cache", "config", "version", "completion")
 
 
 class CommandLine(click.Group):

@@ -100,20 +100,20 @@ def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
 
 def seconds(value: float | None) -> str:
     """A duration with a unit that suits it, such as ``1.23 ms``; "-" for none."""
-    from faops.autotune.report import quantities
+    from faops import quantities
 
     return quantities.seconds(value)
 
 
 def ratio(value: float | None) -> str:
     """A speed-up, such as ``1.34x``; "-" for none."""
-    from faops.autotune.report import quantities
+    from faops import quantities
 
     return quantities.ratio(value)
 
 
 def percent(part: float) -> str:
     """A part of one, such as ``2.1 %``."""
-    from faops.autotune.report import quantities
+    from faops import quantities
 
     return quantities.percent(part)

@@ -101,6 +101,43 @@ def detect(device: torch.device | str) -> DeviceProfile:
     return _detect(where)
 
 
+def present() -> list[str]:
+    """Types of the torch devices that this machine has, cpu first."""
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found.append("cuda")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    npu = getattr(torch, "npu", None)
+    if npu is not None and npu.is_available():
+        found.append("npu")
+    return found
+
+
+def usual() -> str:
+    """The device meant where a person names none: cuda or npu where the machine has one, else cpu."""
+    return next((name for name in present() if name in ("cuda", "npu")), "cpu")
+
+
+def named(name: str | None) -> torch.device:
+    """The torch device called ``name`` (cpu, cuda, cuda:1, npu...) of this machine, or its :func:`usual` one.
+
+    Raises ArgumentError.
+    """
+    if name is None:
+        return torch.device(usual())
+    expected = f"a device of this machine: {', '.join(present())}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ArgumentError("device", repr(name), expected) from None
+    if device.type not in present():
+        raise ArgumentError("device", repr(name), expected)
+    if device.type != "cpu" and (device.index or 0) >= torch.get_device_module(device).device_count():
+        raise ArgumentError("device", repr(name), f"an index below the {device.type} device count")
+    return device
+
+
 @functools.cache
 def _detect(device: torch.device) -> DeviceProfile:
     if device.type == "cuda":

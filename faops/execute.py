@@ -13,6 +13,7 @@ from faops.autotune.cache import misses
 from faops.device import detect
 from faops.dispatch import Plan
 from faops.errors import FaopsWarning, UnavailableError
+from faops.hits import Tally
 from faops.inputs import AttentionInputs, BackwardInputs, DecodeInputs
 from faops.validate import check_sequence_values
 from faops.validate_cache import check_cache_inputs
@@ -41,25 +42,29 @@ def decode(inputs: DecodeInputs) -> tuple[Tensor, Tensor | None]:
 
 
 def _launch(key: tuple[Any, ...], inputs: Any, like: Tensor, backend: str) -> Any:
-    plan: Plan | None = dispatch.memo().get(key)
-    if plan is None:
+    known: tuple[Plan, Tally | None] | None = dispatch.memo().get(key)
+    if known is None:
         return _launch_first(key, inputs, like, backend)
+    plan, tally = known
     try:
-        return run(plan, inputs, like)
+        result = run(plan, inputs, like)
     except UnavailableError as error:
         return _run_another(plan, error, inputs, like, backend)
+    if tally is not None and next(tally.ticks, True):
+        tally.write()
+    return result
 
 
 def _launch_first(key: tuple[Any, ...], inputs: Any, like: Tensor, backend: str) -> Any:
     """Plan and launch a call that has no plan yet, and write it down for tuning if it ran untuned."""
     problem, device = inputs.problem(), detect(like.device)
     plan = dispatch.plan(problem, device, backend)
-    dispatch.memo()[key] = plan
     try:
         result = run(plan, inputs, like)
     except UnavailableError as error:
         return _run_another(plan, error, inputs, like, backend)
-    misses.record(problem, device, plan)
+    tally = misses.record(problem, device, plan)
+    dispatch.memo()[key] = plan, tally
     return result
 
 

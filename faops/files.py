@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import stat
 import uuid
@@ -18,6 +19,11 @@ LOOKS = 20  # at directories that come and go
 LARGEST = 4 * MIB  # bytes of a file worth reading: an entry with hundreds of timings has a hundredth of it
 
 Signature = tuple[int, int, int]
+
+
+def file_name(key: str) -> str:
+    """Name of the file that holds what is kept about the problem with this key."""
+    return hashlib.sha256(key.encode()).hexdigest()[:32] + ".json"
 
 
 def write_whole(path: Path, text: str, valid: Callable[[], bool] = lambda: True) -> bool:

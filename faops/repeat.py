@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from faops import dispatch
+from faops.autotune.cache import misses
 from faops.device import detect
 from faops.inputs import AttentionInputs
 from faops.ops import PLAIN_TYPES, dispatch_modes, is_plain, with_gradient
@@ -64,10 +65,12 @@ def remember(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...], argument
         hash(key)
     except TypeError:
         return
-    plan = dispatch.plan(inputs.problem(), detect(inputs.q.device), inputs.backend)
+    problem, device = inputs.problem(), detect(inputs.q.device)
+    plan = dispatch.plan(problem, device, inputs.backend)
     numbers = arguments[3:]
     launch, config = plan.kernel.launch, plan.config
     recorded = _needs_gradient(q, k, v)
+    tally = None if recorded else misses.tally(problem, device, plan)  # what is recorded is counted further down
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Any:
         if heads_first:
@@ -76,6 +79,8 @@ def remember(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...], argument
             out, lse = with_gradient(q, k, v, *numbers)
         else:
             out, lse = launch(AttentionInputs(q, k, v, *numbers), config)
+            if tally is not None and next(tally.ticks, True):
+                tally.write()
         if heads_first:
             out = out.transpose(1, 2)
         return (out, lse) if return_lse else out

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from faops import dispatch, execute
+from faops.autotune.cache import misses
 from faops.device import detect
 from faops.errors import UnavailableError
 from faops.inputs import DecodeInputs
@@ -72,9 +73,11 @@ def remember(key: Key | None, arguments: tuple[Any, ...], heads_first: bool) -> 
     inputs = DecodeInputs(*arguments)
     if not is_plain(inputs.q, inputs.k_cache, inputs.v_cache):
         return
-    plan = dispatch.plan(inputs.problem(), detect(inputs.q.device), inputs.backend)
+    problem, device = inputs.problem(), detect(inputs.q.device)
+    plan = dispatch.plan(problem, device, inputs.backend)
     numbers = arguments[_NUMBERS:]
     launch, config = plan.kernel.launch, plan.config
+    tally = misses.tally(problem, device, plan)
 
     def run(q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None, v: Tensor | None, *others: Any) -> Any:
         if heads_first:
@@ -84,9 +87,12 @@ def remember(key: Key | None, arguments: tuple[Any, ...], heads_first: bool) -> 
         inputs = DecodeInputs(*(q, k_cache, v_cache, k, v, *others[:-1], None, None, others[-1], *numbers))
         check_cache_inputs(inputs)
         try:
-            return launch(inputs, config)
+            result = launch(inputs, config)
         except UnavailableError:
             return execute.decode(inputs)  # which finds another kernel, or says the same
+        if tally is not None and next(tally.ticks, True):
+            tally.write()
+        return result
 
     dispatch.memo()[key] = run
 

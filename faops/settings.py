@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from faops.errors import SettingsError
 
 TRUE = {"1", "true", "yes", "on"}
 FALSE = {"0", "false", "no", "off", ""}
+ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,60 @@ def _parse_size(text: str) -> int:
     return int(text)
 
 
+def _parse_count(text: str) -> int:
+    if not text.strip().isdecimal() or not int(text):
+        raise ValueError("expected a whole number, 1 or more")
+    return int(text)
+
+
+def _parse_amount(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise ValueError("expected a number, 0 or more")
+    return value
+
+
+def _parse_percent(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 100:
+        raise ValueError("expected a percentage, 0 to 100")
+    return value
+
+
+def _number(text: str) -> float:
+    """NaN for what is no number, which no limits hold."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _parse_window(text: str) -> str:
+    """Hours of the day such as "22:00-06:00"; "" is always."""
+    from faops.daemon.gate.window import Window
+
+    return str(Window.parse(text)) if text.strip().lower() not in FALSE else ""
+
+
+def _parse_address(text: str) -> str:
+    """host:port; "" is none."""
+    if text.strip().lower() in FALSE:
+        return ""
+    split_address(text)
+    return text.strip()
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of "127.0.0.1:8080" or "[::1]:8080"; port 0 is any free one. Raises ValueError."""
+    found = ADDRESS.fullmatch(text.strip())
+    if not found:
+        raise ValueError("expected host:port, such as 127.0.0.1:8080 or [::1]:8080")
+    host, port = found["host"].strip("[]"), int(found["port"])
+    if port > 65535:
+        raise ValueError(f"expected a port from 0 to 65535 after the host, got {port}")
+    return host, port
+
+
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for setting in (
@@ -90,6 +147,76 @@ SETTINGS: dict[str, Setting] = {
             512,
             _parse_size,
             "MiB that compiled CUDA kernels may take on disk; 0 keeps none",
+        ),
+        Setting(
+            "state_dir",
+            "FAOPS_STATE_DIR",
+            "",
+            str,
+            "directory of the daemon's queue and log; empty is the user state directory",
+        ),
+        Setting(
+            "runtime_dir",
+            "FAOPS_RUNTIME_DIR",
+            "",
+            str,
+            "directory of the daemon's socket; empty is the user runtime directory",
+        ),
+        Setting(
+            "daemon_idle_gate",
+            "FAOPS_DAEMON_IDLE_GATE",
+            True,
+            _parse_bool,
+            "whether the daemon waits until a device is idle",
+        ),
+        Setting(
+            "daemon_idle_seconds",
+            "FAOPS_DAEMON_IDLE_SECONDS",
+            30.0,
+            _parse_amount,
+            "seconds that a device must have been idle before the daemon tunes on it",
+        ),
+        Setting(
+            "daemon_window",
+            "FAOPS_DAEMON_WINDOW",
+            "",
+            _parse_window,
+            "hours in which the daemon tunes, local time, such as 22:00-06:00; empty is always",
+        ),
+        Setting(
+            "daemon_busy_cores",
+            "FAOPS_DAEMON_BUSY_CORES",
+            0.5,
+            _parse_amount,
+            "cores that other programs may keep busy on a CPU that counts as idle",
+        ),
+        Setting(
+            "daemon_busy_percent",
+            "FAOPS_DAEMON_BUSY_PERCENT",
+            5.0,
+            _parse_percent,
+            "per cent that other programs may use of a GPU or NPU that counts as idle",
+        ),
+        Setting(
+            "daemon_yield_seconds",
+            "FAOPS_DAEMON_YIELD_SECONDS",
+            10.0,
+            _parse_amount,
+            "seconds that tuning is paused for other work before it is ended and queued again",
+        ),
+        Setting(
+            "daemon_attempts",
+            "FAOPS_DAEMON_ATTEMPTS",
+            3,
+            _parse_count,
+            "times that tuning a problem may fail before the daemon leaves it alone",
+        ),
+        Setting(
+            "daemon_http",
+            "FAOPS_DAEMON_HTTP",
+            "",
+            _parse_address,
+            "host:port at which the daemon also answers over TCP, with a token; empty is not at all",
         ),
     )
 }
@@ -161,7 +288,7 @@ def _file_values() -> dict[str, Any]:
 
     try:
         loaded = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from None
     if not isinstance(loaded, dict):
         raise SettingsError(f"{path}: expected a mapping of setting names to values, got {type(loaded).__name__}")

@@ -12,6 +12,7 @@ import os
 import pkgutil
 import random
 import secrets
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -73,12 +74,15 @@ def seeded(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(autouse=True)
 def private_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test reads or writes the user's settings or tuning cache."""
+    """No test reads or writes the user's settings or tuning cache, or speaks to the user's daemon."""
     for name in [name for name in os.environ if name.startswith("FAOPS_") and name != "FAOPS_TEST_SEED"]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("FAOPS_CACHE_DIR", str(tmp_path / "faops-cache"))
     monkeypatch.setenv("FAOPS_CONFIG", str(tmp_path / "no-faops.yaml"))
+    monkeypatch.setenv("FAOPS_STATE_DIR", str(tmp_path / "faops-state"))
+    # A short path, since the name of a socket in it is limited. It is only made where a test needs it.
+    monkeypatch.setenv("FAOPS_RUNTIME_DIR", os.path.join(tempfile.gettempdir(), f"faops-none-{os.getpid()}"))
     dispatch.forget()
     yield
     dispatch.forget()

@@ -13,7 +13,7 @@ def kernels(count: int) -> str:
 
 
 def counted(count: int, one: str, many: str) -> str:
-    from faops.autotune.report import quantities
+    from faops import quantities
 
     return quantities.counted(count, one, many)
 

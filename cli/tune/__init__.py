@@ -11,26 +11,15 @@ from ..devices import torch_device
 from ..durations import parse_duration
 from ..output import json_option
 from .dry_run import dry_run as print_estimate
-from .page_sizes import page_sizes_option
+from .options import model_options, source_options
 from .run import STRATEGIES, Wishes, run
-from .workload import PHASES, chosen_source, list_models, nothing_to_do, planned_device, problems_of, words_of
+from .workload import chosen_source, list_models, nothing_to_do, planned_device, problems_of, words_of
 
 
 @click.command("tune", short_help="Measure kernels for a workload, remember the fastest.")
-@click.option("--model", metavar="NAME", help="Tune for a known model; see --list-models.")
-@click.option("--hf-config", metavar="PATH", help="Tune for a model by its config.json, or the folder that holds it.")
-@click.option("--shape", "shapes", multiple=True, metavar="S", help="Tune one problem; may be repeated.")
-@click.option("--plan", metavar="FILE", help="Tune the problems of a YAML file.")
+@source_options
 @click.option("--from-misses", is_flag=True, help="Tune what programs on this machine ran untuned.")
-@click.option("--dtype", help="dtype of the model's problems (default: float32 on a CPU, else a 16-bit one).")
-@click.option("--batch", type=click.IntRange(min=1), help="Batch size of the model's problems (default: 1).")
-@click.option("--prompt", type=click.IntRange(min=1), multiple=True, help="Prompt length; may be repeated.")
-@click.option("--context", type=click.IntRange(min=1), multiple=True, help="Keys while generating; may be repeated.")
-@click.option("--phase", type=click.Choice(PHASES), multiple=True, help="What the model does; may be repeated.")
-@click.option("--training", is_flag=True, help="Tune training (forward with lse, and backward) of the model too.")
-@click.option("--kv-cache", is_flag=True, help="Tune the model's KV-cache call too.")
-@page_sizes_option
-@click.option("--packed", is_flag=True, help="Sequences that are read or trained on are packed without padding.")
+@model_options
 @click.option("--device", help="The device of this machine to tune for (default: cuda, npu or cpu); see --dry-run.")
 @click.option("--force", is_flag=True, help="Measure again what has been tuned before.")
 @click.option("--resume", is_flag=True, help="Go on with the run that was interrupted.")

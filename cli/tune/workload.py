@@ -25,15 +25,18 @@ RESUME = "--resume"  # names a workload only where nothing else does
 WITH_MODEL_OPTIONS = ("--model", "--hf-config")
 
 
-def chosen_source(sources: dict[str, Any], options: dict[str, Any], resume: bool) -> tuple[str, Any]:
-    """The one option that names the workload, with its value. Raises UsageError for none, several, and for options of
-    a model beside another source."""
+def chosen_source(sources: dict[str, Any], options: dict[str, Any], resume: bool | None = None) -> tuple[str, Any]:
+    """The one option that names the workload, with its value; ``resume`` is None in a command without `--resume`.
+
+    Raises UsageError for none, several, and for options of a model beside another source.
+    """
     given = {name: value for name, value in sources.items() if value}
     if not given and resume:
         given = {RESUME: True}
     if len(given) != 1:
         found = f"not {' and '.join(given)}" if given else "none was given"
-        raise click.UsageError(f"name what to tune by one of {', '.join(sources)} or {RESUME}; {found}")
+        *names, last = [*sources, *([] if resume is None else [RESUME])]
+        raise click.UsageError(f"name what to tune by one of {', '.join(names)} or {last}; {found}")
     (source, value), *_ = given.items()
     if options and source not in WITH_MODEL_OPTIONS:
         name = "--" + next(iter(options)).replace("_", "-")
@@ -52,11 +55,16 @@ def planned_device(name: str | None) -> Target:
     return known(name) if name is not None and name.lower() in KNOWN_DEVICES else torch_device(name)
 
 
-def identity_of(where: Target) -> str:
-    """The name of a device in the cache."""
+def profile_of(where: Target) -> DeviceProfile:
+    """What is known of a device."""
     from faops.device import DeviceProfile, detect
 
-    return (where if isinstance(where, DeviceProfile) else detect(where)).identity
+    return where if isinstance(where, DeviceProfile) else detect(where)
+
+
+def identity_of(where: Target) -> str:
+    """The name of a device in the cache."""
+    return profile_of(where).identity
 
 
 def words_of(source: str, value: Any, options: dict[str, Any]) -> list[str]:
@@ -97,7 +105,9 @@ def problems_of(source: str, value: Any, options: dict[str, Any], where: Target)
 def _waiting(where: Target) -> list[AttentionProblem]:
     from faops.autotune.cache import TuningCache, misses
 
-    return [miss.problem for miss in misses.waiting(TuningCache(), identity_of(where))]
+    profile = profile_of(where)
+    found = misses.waiting(TuningCache(), profile.identity)
+    return [miss.problem for miss in misses.urgent(found, profile)]
 
 
 def _unfinished(where: Target) -> list[AttentionProblem]:

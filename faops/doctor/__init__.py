@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from faops.doctor import cache, cuda, driver, kernels, npu, python, settings, torch, triton
+from faops.doctor import cache, cuda, daemon, driver, kernels, npu, python, settings, torch, triton
 from faops.doctor.check import Check, Finding, Result, perform, worst
 from faops.errors import ArgumentError
 
@@ -23,6 +23,7 @@ _MODULES = {
     "npu": npu,
     "cache": cache,
     "settings": settings,
+    "daemon": daemon,
     "kernels": kernels,
 }
 GROUPS: tuple[str, ...] = tuple(_MODULES)

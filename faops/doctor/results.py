@@ -9,7 +9,6 @@ import filelock
 from faops import registry
 from faops.autotune.cache import TuningCache, environment, misses, needs_recheck, serving
 from faops.autotune.cache.entry import Entry
-from faops.autotune.report.quantities import counted
 from faops.autotune.search.trial import QUARANTINED
 from faops.autotune.tuner import pending
 from faops.autotune.tuner.locking import LOCK_NAME
@@ -18,6 +17,7 @@ from faops.doctor import accelerators
 from faops.doctor.check import Check, Result, ok, warn
 from faops.doctor.shapes import tune_command
 from faops.files import below
+from faops.quantities import counted
 
 GROUP = "cache"
 

@@ -88,6 +88,19 @@ def test_dry_run_removes_nothing(faops: Faops, missed: None) -> None:
     assert TuningCache().entries() == []
 
 
+def test_what_was_called_most_comes_first(faops: Faops, missed: None) -> None:
+    def order() -> list[int]:
+        rows = document(faops("tune", "--from-misses", "--dry-run", "--json"))["problems"]
+        return [row["problem"]["seqlen_q"] for row in rows]
+
+    for _ in range(64):
+        call(16, causal=True)
+    assert order() == [16, 24]
+    for _ in range(1000):
+        call(24)
+    assert order() == [24, 16]
+
+
 def test_only_what_has_no_valid_winner_yet(faops: Faops, missed: None) -> None:
     (kept,) = [path for path in written() if json.loads(path.read_text())["problem"]["seqlen_q"] == 16]
     text = kept.read_text()

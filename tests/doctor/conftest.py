@@ -1,4 +1,4 @@
-"""Kernels of the emulator are kept between tests, where those of tests/cuda_raw are, too."""
+"""Kernels of the emulator are kept between tests, where those of tests/cuda_raw are, too. No daemon is met."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from faops.backends.cuda_raw.emulator import build
+from tests.daemon.conftest import private_daemon
+
+__all__ = ["private_daemon"]
 
 
 @pytest.fixture(autouse=True)

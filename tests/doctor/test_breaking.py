@@ -11,15 +11,15 @@ import pytest
 from faops import doctor
 from faops.backends.triton import versions
 from faops.doctor.check import Result, perform
-from tests.doctor import breakages_of_npus, breakages_of_results
+from tests.doctor import breakages_of_daemon, breakages_of_npus, breakages_of_results
 from tests.doctor.breakages import BREAKAGES, SLOW, Breakage
 from tests.doctor.machine import Machine
 
-assert breakages_of_npus and breakages_of_results
+assert breakages_of_daemon and breakages_of_npus and breakages_of_results
 
 ALL = [(check, breakage) for check, ways in BREAKAGES.items() for breakage in ways]
 # What a fix may begin with: a program, or what a person does in a shell or an editor.
-COMMANDS = r"(pip|sudo|export|unset|faops|docker|source|edit|rm|find|wsl|nvidia-smi|npu-smi|python3\.\d+) "
+COMMANDS = r"(pip|sudo|export|unset|faops|docker|source|edit|rm|chmod|find|wsl|nvidia-smi|npu-smi|python3\.\d+) "
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from faops.autotune.cache.environment import SCHEMA
+from faops.files import file_name as file_name
 from faops.problem import AttentionProblem
 from faops.registry import Config
 
@@ -187,11 +187,6 @@ def _require_times(item: object, *names: str, smallest: float | None = None) -> 
             raise TypeError(f"{name} is {value!r}")
         if value < smallest if smallest is not None else value <= 0:
             raise ValueError(f"{name} is {value!r}")
-
-
-def file_name(key: str) -> str:
-    """Name of the file that holds the entry of ``key``."""
-    return hashlib.sha256(key.encode()).hexdigest()[:32] + ".json"
 
 
 def problem_dict(problem: AttentionProblem) -> dict[str, Any]:

@@ -19,7 +19,7 @@ DAY = 86400.0  # seconds
 ABANDONED_DAYS = 1 / 24  # after which nobody is still writing a temporary file
 # Of an environment, beside its entries.
 UNFINISHED = ("journal/*.jsonl", "run.json")
-SIDE_FILES = ("misses/*.json", *UNFINISHED)
+SIDE_FILES = ("misses/*.json", "hits/*.txt", *UNFINISHED)
 
 
 @dataclass(frozen=True)

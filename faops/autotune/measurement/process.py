@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import selectors
 import signal
 import socket
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 
 from faops.autotune import effort
 from faops.errors import CrashedError, HangError, TuningError
+from faops.processes import how_it_ended, with_last_words
 
 AVAILABLE = os.name == "posix"  # elsewhere no descriptor can be passed on
 
@@ -35,7 +35,6 @@ OUTPUT_BYTES = 1 << 16  # kept of what it prints
 ANSWER_BYTES = 1 << 24  # no answer is longer
 READ_BYTES = 1 << 16
 READS = 16  # in a row, from a process that prints faster than it is read
-SHOWN_LINES = 3  # of the output, in a message
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
@@ -223,12 +222,12 @@ class Child:
             self.process.wait(effort.EXIT_SECONDS)
         code = self.process.poll()
         self.kill()
-        return CrashedError(_with_last_words(_how_it_ended(code), self._text()), self._text())
+        return CrashedError(with_last_words(how_it_ended(code), self._text()), self._text())
 
     def _hung(self) -> HangError:
         self.kill()
         message = f"no answer within {self._limit:.0f} s; the process was ended"
-        return HangError(_with_last_words(message, self._text()), self._text())
+        return HangError(with_last_words(message, self._text()), self._text())
 
     def _text(self) -> str:
         return self._output.decode(errors="replace")
@@ -242,27 +241,3 @@ def wait(children: Sequence[Child]) -> None:
             for descriptor in child.sources():
                 selector.register(descriptor, selectors.EVENT_READ)
         selector.select(timeout)
-
-
-def _how_it_ended(code: int | None) -> str:
-    if code is None:
-        return "the process closed its connection"
-    if code >= 0:
-        return f"the process ended with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
-    return f"the process was ended by {name}{hint}"
-
-
-def _with_last_words(message: str, output: str) -> str:
-    """``message`` with what the process said last: the innermost frame of a fatal error, else its last lines."""
-    fatal = re.search(r"^(Fatal Python error: .*)$", output, re.MULTILINE)
-    if fatal:
-        frame = re.search(r'^  (File ".*)$', output[fatal.end() :], re.MULTILINE)
-        lines = [fatal.group(1), *([frame.group(1)] if frame else [])]
-    else:
-        lines = [line.strip() for line in output.splitlines() if line.strip()][-SHOWN_LINES:]
-    return f"{message}: {' | '.join(lines)}" if lines else message

@@ -6,7 +6,7 @@ from faops.autotune.cache.entry import Entry
 from faops.autotune.report.colours import SLOWEST, colour, hexadecimal, position, text_on
 from faops.autotune.report.grid import Cell, Facet, Grid, Legal, Value, grids, shown
 from faops.autotune.report.markup import Markup, tag
-from faops.autotune.report.quantities import seconds
+from faops.quantities import seconds
 
 WINNER, DEFAULT = "★", "◇"
 

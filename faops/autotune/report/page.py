@@ -10,9 +10,9 @@ from faops.autotune.report.grid import Legal
 from faops.autotune.report.heat_map import heat_maps
 from faops.autotune.report.markup import Markup, tag
 from faops.autotune.report.page_sizes import Comparison, compare, page_size
-from faops.autotune.report.quantities import counted, percent, ratio, seconds
 from faops.autotune.report.style import STYLE
 from faops.autotune.report.verdict import noise_of, verdict, why
+from faops.quantities import counted, percent, ratio, seconds
 
 
 def page(entries: Sequence[Entry], legal: Sequence[Legal], notes: Sequence[tuple[str, str]]) -> str:

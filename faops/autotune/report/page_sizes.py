@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from faops.autotune.cache.entry import Entry, Timing
-from faops.autotune.report.quantities import ratio
 from faops.autotune.report.verdict import timing_of
 from faops.autotune.search.finals import beats
 from faops.problem import AttentionProblem
+from faops.quantities import ratio
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from faops.autotune.cache.entry import Entry, Timing
 from faops.autotune.report.colours import Colour, colour, position, text_on
 from faops.autotune.report.grid import Cell, Facet, Grid, Legal, Value, grids, shown
-from faops.autotune.report.quantities import ratio, seconds
+from faops.quantities import ratio, seconds
 
 FACETS, BARS = 4, 12  # most that are drawn of a problem
 INCHES_WIDE, INCHES_A_PROBLEM, DOTS_AN_INCH = 16.0, 3.6, 100

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from faops.autotune import effort
 from faops.autotune.cache.entry import Entry, Timing
-from faops.autotune.report.quantities import counted, percent, ratio, seconds
 from faops.autotune.search.trial import QUARANTINED
+from faops.quantities import counted, percent, ratio, seconds
 from faops.registry import Config
 
 

@@ -53,6 +53,9 @@ def tune(
     strategy: str = DEFAULT,
     resume: bool = False,
     isolate: bool = True,
+    before_measuring: Callable[[], None] = lambda: None,
+    listed: bool = True,
+    benches: Benches | None = None,
 ) -> list[Result]:
     """Tune ``problems`` on ``device`` and store the winners; one result for each problem with a key of its own.
 
@@ -63,18 +66,24 @@ def tune(
 
     Whatever ends this early (KeyboardInterrupt, a kill, a power cut but for the last moments), winners that were found
     are stored, and every timing of the problem at work is written down: with ``resume`` it is not taken again.
-    :func:`unfinished` names the problems that were left.
+    :func:`unfinished` names the problems that were left; not those of a run that is not ``listed``, which leaves the
+    list of another alone.
+
+    ``before_measuring`` is called before each timing and each check, and before anything else that takes the device's
+    time. It may wait, and that counts neither to the time budget nor to any limit; what it raises ends the run.
 
     Configs are measured in a process of their own (``isolate``), so that one that crashes or hangs costs itself alone;
-    it is quarantined in the entry. ``make_bench`` replaces the real device, for simulations. Raises TuningError when
-    another process measures on this device for too long, ArgumentError for an unknown strategy.
+    it is quarantined in the entry. ``make_bench`` replaces the real device, for simulations. ``benches`` of this device
+    stay open: one process measures for several runs then. Raises TuningError when another process measures on this
+    device for too long, ArgumentError for an unknown strategy.
     """
     where = torch.device(device)
     profile = detect(where)
-    reporter = Reporter(on_event or (lambda event: None), Pace(time_budget))
-    with Benches(where, profile, make_bench, isolate) as benches:
-        setup = Setup(where, profile, cache or TuningCache(), by_name(strategy), reporter, benches, resume)
-        return _Run(setup, force).tune_all(distinct(problems))
+    reporter = Reporter(on_event or (lambda event: None), Pace(time_budget), before_measuring)
+    with contextlib.ExitStack() as stack:
+        serving_benches = benches or stack.enter_context(Benches(where, profile, make_bench, isolate))
+        setup = Setup(where, profile, cache or TuningCache(), by_name(strategy), reporter, serving_benches, resume)
+        return _Run(setup, force, listed).tune_all(distinct(problems))
 
 
 def distinct(problems: Sequence[AttentionProblem]) -> list[AttentionProblem]:
@@ -101,31 +110,34 @@ def estimate(
     force: bool = False,
     cache: TuningCache | None = None,
     strategy: str = DEFAULT,
+    rough: bool = False,
 ) -> list[dict[str, Any]]:
     """What :func:`tune` would measure, on a device of this machine or one of which only the profile is at hand: a dict
     a problem.
 
     ``problem``; ``status`` ("warm", "to tune" or "failed"); ``configs``, how many would be timed; ``legal``, of how
-    many; ``pruned``, how many of these the cost model leaves out; ``seconds``, a rough guess; and ``message``.
+    many; ``pruned``, how many of these the cost model leaves out; ``seconds``, a guess; and ``message``. ``rough`` does
+    without the cost model, which takes a while for many configs: nothing is pruned then.
     """
     profile = device if isinstance(device, DeviceProfile) else detect(device)
     where = torch.device("meta" if isinstance(device, DeviceProfile) else device)
     reporter, benches = Reporter(lambda event: None, Pace()), Benches(where, profile, None, False)
     run = _Run(Setup(where, profile, cache or TuningCache(), by_name(strategy), reporter, benches), force)
-    return [run.estimate_one(problem) for problem in distinct(problems)]
+    return [run.estimate_one(problem, rough) for problem in distinct(problems)]
 
 
 @dataclass
 class _Run:
     setup: Setup
     force: bool = False
+    listed: bool = True
     forced: set[str] = field(default_factory=set)  # keys of problems that an interrupted run was to measure anew
     pending: Pending | None = None  # what is left to do: by an interrupted run at first, then by this one
     planned: bool = False  # whether the lock is held and it is known what this run will do
 
     def tune_all(self, problems: list[AttentionProblem]) -> list[Result]:
         """One result a problem. The lock of the device is taken when there is something to measure."""
-        if self.setup.resume:
+        if self.setup.resume and self.listed:
             self.pending = pending.load(self._directory)
             self.forced = {problem.key() for problem in self.pending.problems if self.pending.forced}
         results = []
@@ -175,14 +187,14 @@ class _Run:
             return None
         return entry if serving(entry, registry.kernels(problem.op)) else None
 
-    def estimate_one(self, problem: AttentionProblem) -> dict[str, Any]:
+    def estimate_one(self, problem: AttentionProblem, rough: bool = False) -> dict[str, Any]:
         """What :func:`estimate` says of one problem."""
         row: dict[str, Any] = {"problem": problem, "status": "to tune", "configs": 0, "legal": 0, "pruned": 0,
                                "seconds": 0.0, "message": ""}  # fmt: skip
         if self.known(problem) is not None:
             return {**row, "status": "warm"}
         try:
-            return {**row, **Single(self.setup, problem).estimate()}
+            return {**row, **Single(self.setup, problem).estimate(rough)}
         except NoKernelError as error:
             return {**row, "status": "failed", "message": str(error)}
 
@@ -204,9 +216,10 @@ class _Run:
         """Note what is to be done, on disk and for the time left. Whoever held the lock may have tuned some of it."""
         todo = [(index, problem) for index, problem in enumerate(problems, first) if self.known(problem) is None]
         self.planned = True
-        forced = self.force or bool(self.forced)
-        self.pending = Pending(self._directory / pending.FILE_NAME, [problem for _, problem in todo], forced)
-        self.pending.save()
+        if self.listed:
+            forced = self.force or bool(self.forced)
+            self.pending = Pending(self._directory / pending.FILE_NAME, [problem for _, problem in todo], forced)
+            self.pending.save()
         pace = self.setup.reporter.pace
         for index, problem in todo:
             with contextlib.suppress(NoKernelError):

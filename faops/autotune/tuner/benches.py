@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import torch
 
+from faops.autotune.effort import Budget
 from faops.autotune.measurement.bench import DeviceBench
+from faops.autotune.measurement.conditions import Conditions
 from faops.autotune.measurement.pool import CompilePool, compiles
 from faops.autotune.measurement.remote import Measuring
+from faops.autotune.recording.journal import Observant
 from faops.autotune.search.ahead import Ahead
-from faops.autotune.search.candidates import Bench, Space
+from faops.autotune.search.candidates import Bench, Candidate, Space
 from faops.autotune.search.trial import Feed, as_they_stand
 from faops.device import DeviceProfile
 from faops.problem import AttentionProblem
@@ -43,6 +46,10 @@ class Benches:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes."""
         self._open.close()
 
     def bench(self, problem: AttentionProblem) -> Bench:
@@ -71,6 +78,29 @@ class Benches:
         if self._pool is None:
             self._pool = self._open.enter_context(CompilePool())
         return Ahead(self._pool, problem, self.profile)
+
+
+class Patient:
+    """A bench that waits for leave before every timing and every check."""
+
+    def __init__(self, bench: Bench, wait_for_leave: Callable[[], None]) -> None:
+        self.bench = bench
+        self.wait_for_leave = wait_for_leave
+
+    def sample(self, candidate: Candidate, budget: Budget) -> Sequence[float]:
+        """Samples in seconds a call."""
+        self.wait_for_leave()
+        return self.bench.sample(candidate, budget)
+
+    def check(self, candidate: Candidate) -> None:
+        """Raise TuningError when the candidate's results are wrong."""
+        self.wait_for_leave()
+        self.bench.check(candidate)
+
+    @property
+    def conditions(self) -> Conditions:
+        """Those of the bench, as far as it knows them."""
+        return self.bench.conditions if isinstance(self.bench, Observant) else Conditions()
 
 
 def kernels_of(space: Space) -> list[Kernel]:

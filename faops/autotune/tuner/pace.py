@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from faops.autotune import effort
@@ -10,7 +10,10 @@ from faops.autotune.effort import Budget
 
 
 class Pace:
-    """Elapsed and remaining time of a run, in seconds; ``budget`` is all it may take, None for no limit."""
+    """Elapsed and remaining time of a run, in seconds; ``budget`` is all it may take, None for no limit.
+
+    Time in which a run stands still is no part of it.
+    """
 
     def __init__(self, budget: float | None = None) -> None:
         self.budget = budget
@@ -27,6 +30,15 @@ class Pace:
         """Measuring begins now, if it has not before. What comes earlier, such as starting a process, comes once."""
         if self.measuring_since is None:
             self.measuring_since = monotonic()
+
+    def stand_still(self, wait: Callable[[], None]) -> None:
+        """Call ``wait``, and count the time it takes nowhere."""
+        since = monotonic()
+        wait()
+        waited = monotonic() - since
+        self.begun += waited
+        if self.measuring_since is not None:
+            self.measuring_since += waited
 
     def advance(self, problem: int, timings: int) -> None:
         """So many timings of a problem are taken."""

@@ -1,4 +1,4 @@
-"""Telling a caller how a run goes: events with the time spent and the time left."""
+"""Telling a caller how a run goes: events with the time spent and the time left; and asking it for leave to go on."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ class Place:
 
 @dataclass
 class Reporter:
-    """Sends events of one run."""
+    """Sends events of one run, and waits for leave before whatever takes the device's time."""
 
     on_event: Callable[[Event], None]
     pace: Pace
+    before_measuring: Callable[[], None] = lambda: None
+
+    def wait_for_leave(self) -> None:
+        """Call ``before_measuring``, which may take its time: the run stands still meanwhile."""
+        self.pace.stand_still(self.before_measuring)
 
     def tell(
         self, kind: Kind, place: Place, message: str = "", done: int = 0, planned: int = 0, best: float | None = None
@@ -51,6 +56,7 @@ class Progress(Watch):
         self.tell("measured", f"{timing.kernel} [{timing.config}]")
 
     def compiled(self, done: int, total: int) -> None:
+        self.reporter.wait_for_leave()
         self.reporter.tell("compiling", self.place, "", done, total, self.best)
 
     def checking(self, candidate: Candidate) -> None:

@@ -23,7 +23,7 @@ from faops.autotune.search.finals import Outcome
 from faops.autotune.search.strategies import planned, search
 from faops.autotune.search.strategy import Strategy
 from faops.autotune.search.trial import QUARANTINED, Drop
-from faops.autotune.tuner.benches import Benches, kernels_of
+from faops.autotune.tuner.benches import Benches, Patient, kernels_of
 from faops.autotune.tuner.events import Kind, Result
 from faops.autotune.tuner.pace import timing_seconds
 from faops.autotune.tuner.reporting import Place, Progress, Reporter
@@ -97,7 +97,12 @@ class Single:
     def costs(self, rough: bool = False) -> list[float]:
         """Expected seconds of each timing; ``rough`` does without the cost model, which takes a while for many
         configs. Raises NoKernelError when no kernel accepts the problem."""
-        found = unranked(self.problem, self.setup.profile, self.accepted) if rough else self.space
+        return self._costs_in(self._found(rough))
+
+    def _found(self, rough: bool) -> Space:
+        return unranked(self.problem, self.setup.profile, self.accepted) if rough else self.space
+
+    def _costs_in(self, found: Space) -> list[float]:
         call = call_seconds(self.problem, self.setup.profile)
         if found.defaults:
             call = found.predicted.get(found.defaults[0], call)
@@ -105,13 +110,14 @@ class Single:
         recorded = self.setup.profile.torch_type == "npu" and not self.setup.benches.simulated
         return [timing_seconds(budget, call, recorded) for count, budget in rounds for _ in range(count)]
 
-    def estimate(self) -> dict[str, Any]:
+    def estimate(self, rough: bool = False) -> dict[str, Any]:
         """What tuning would measure, see :func:`faops.autotune.tuner.estimate`. Raises NoKernelError."""
+        found = self._found(rough)
         return {
-            "configs": len(self.setup.strategy.shortlist(self.space).chosen),
-            "legal": len(self.space) + len(self.space.pruned),
-            "pruned": len(self.space.pruned),
-            "seconds": effort.WARMUP_SECONDS + sum(self.costs()),
+            "configs": len(self.setup.strategy.shortlist(found).chosen),
+            "legal": len(found) + len(found.pruned),
+            "pruned": len(found.pruned),
+            "seconds": effort.WARMUP_SECONDS + sum(self._costs_in(found)),
         }
 
     # ------------------------------------------------------------------------------------------ search
@@ -125,7 +131,8 @@ class Single:
         progress.tell("problem_started", "")
         for item in self.quarantine:
             progress.tell("quarantined", f"{item['config']} is not tried again: {item['reason']}")
-        real = setup.benches.bench(self.problem)
+        setup.reporter.wait_for_leave()  # to start a process, and to make inputs on the device
+        real = Patient(setup.benches.bench(self.problem), setup.reporter.wait_for_leave)
         outsiders = setup.benches.outsiders(kernels_of(self.space))
         if outsiders:
             progress.tell("unisolated", f"a fresh process does not know {', '.join(outsiders)}")

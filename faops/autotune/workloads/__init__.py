@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PHASES", "PLAN_SCHEMA", "AttentionConfig", "Options", "Workload", "describe", "from_attention_config",
-    "from_hf_config", "from_model", "from_plan", "from_shapes", "model_names",
+    "from_hf_config", "from_model", "from_plan", "from_plan_text", "from_shapes", "model_names",
 ]  # fmt: skip
 
 PLAN_SCHEMA = Path(__file__).with_name("plan.schema.json")  # JSON Schema of plan files
+GIVEN_CONFIG, GIVEN_PLAN = "config.json", "plan"  # what errors call those that are no files
 CLOSE = 0.5  # similarity from which an unknown name may be a misspelt known one
 
 
@@ -64,11 +65,13 @@ def _hint(name: str) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(model_names())}"
 
 
-def from_hf_config(path: str | Path, **options: Unpack[Options]) -> Workload:
-    """The problems of the model whose config.json is ``path``, or lies in that folder.
+def from_hf_config(path: str | Path | Mapping[str, Any], **options: Unpack[Options]) -> Workload:
+    """The problems of the model whose config.json is ``path``, or lies in that folder, or is given by its contents.
 
     For options see :class:`Options`. Raises PlanError, naming the file and the field.
     """
+    if isinstance(path, Mapping):
+        return from_attention_config(GIVEN_CONFIG, hf_config.understood(dict(path), GIVEN_CONFIG), **options)
     return from_attention_config(str(path), hf_config.read(path), **options)
 
 
@@ -80,13 +83,22 @@ def from_shapes(shapes: Sequence[str]) -> Workload:
 
 def from_plan(path: str | Path, *, device: torch.device | str | DeviceProfile = "cpu") -> Workload:
     """The problems of a tuning plan, a YAML file (docs/plan-file.md). Raises PlanError with file and line."""
+    return _planned(str(path), plan_file.read(path), device)
+
+
+def from_plan_text(text: str, *, device: torch.device | str | DeviceProfile = "cpu") -> Workload:
+    """The problems of a plan that is no file: a path in it must be absolute. Raises PlanError with "plan:line"."""
+    return _planned(GIVEN_PLAN, plan_file.parse(text, GIVEN_PLAN, None), device)
+
+
+def _planned(name: str, entries: Sequence[plan_file.PlanEntry], device: torch.device | str | DeviceProfile) -> Workload:
     found: list[AttentionProblem] = []
-    for entry in plan_file.read(path):
+    for entry in entries:
         try:
             found += _plan_entry(entry, device)
         except PlanError as error:
             raise PlanError(f"{entry.place}: {error}") from None
-    return Workload(str(path), unique(found))
+    return Workload(name, unique(found))
 
 
 def _plan_entry(entry: plan_file.PlanEntry, device: torch.device | str | DeviceProfile) -> list[AttentionProblem]:

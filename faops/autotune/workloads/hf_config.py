@@ -55,12 +55,17 @@ def read(path: str | Path) -> AttentionConfig:
         raise PlanError(f"{file} cannot be read: {error}") from None
     except ValueError as error:
         raise PlanError(f"{file} is no JSON: {error}") from None
+    return understood(data, file)
+
+
+def understood(data: Any, file: str | Path) -> AttentionConfig:
+    """The attention of a config that is read already; errors name ``file``. Raises PlanError."""
     if not isinstance(data, dict):
         raise PlanError(f"{file}: expected a JSON object, got {type(data).__name__}")
     return _Reader(file, _language_model(file, data)).config()
 
 
-def _language_model(file: Path, data: dict[str, Any]) -> dict[str, Any]:
+def _language_model(file: str | Path, data: dict[str, Any]) -> dict[str, Any]:
     """The innermost config of a model that reads more than text."""
     for name in INNER:
         if data.get(name) is not None:
@@ -71,7 +76,7 @@ def _language_model(file: Path, data: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Reader:
-    def __init__(self, file: Path, data: dict[str, Any]) -> None:
+    def __init__(self, file: str | Path, data: dict[str, Any]) -> None:
         self.file = file
         self.data = data
         self.model_type = str(data.get("model_type", ""))

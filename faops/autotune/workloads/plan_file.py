@@ -41,10 +41,22 @@ def read(path: str | Path) -> list[PlanEntry]:
     file = Path(path)
     try:
         file = file.expanduser()
-        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except RuntimeError as error:  # ~ of a user that there is not, or lists inside of each other without end
+    except RuntimeError as error:  # ~ of a user that there is not
+        raise PlanError(f"{file} cannot be read: {error}") from None
+    return parse(text, file, file.parent)
+
+
+def parse(text: str, file: str | Path, folder: Path | None) -> list[PlanEntry]:
+    """The entries of a plan given as text, whose errors name ``file``. Raises PlanError.
+
+    A relative path in it is relative to ``folder``; where there is none, none is allowed.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError as error:  # lists inside of each other without end
         raise PlanError(f"{file} cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -53,12 +65,12 @@ def read(path: str | Path) -> list[PlanEntry]:
         raise PlanError(f"{file}: broken YAML: {error}") from None
     if root is None:
         raise PlanError(f"{file}:1: the plan is empty, expected a mapping with workloads")
-    return _Reader(file).plan(root)
+    return _Reader(file, folder).plan(root)
 
 
 class _Reader:
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: str | Path, folder: Path | None) -> None:
+        self.file, self.folder = file, folder
 
     def fail(self, node: yaml.Node, message: str) -> PlanError:
         return PlanError(f"{self.place(node)}: {message}")
@@ -91,10 +103,18 @@ class _Reader:
                 raise self.fail(items[name], f"{name}: has no meaning beside shape, which names its own lengths")
         own = self.options({name: value for name, value in items.items() if name in OPTIONS})
         value = self.text(items[source], source)
-        if source == "hf_config":  # a relative path is relative to the plan, wherever the command runs
-            value = value if value.startswith("~") else str(self.file.parent / value)
+        if source == "hf_config":
+            value = self.path(items[source], value)
         merged = {name: value for name, value in {**defaults, **own}.items() if name in allowed}
         return PlanEntry(source, value, cast(Options, merged), self.place(items[source]))
+
+    def path(self, node: yaml.Node, value: str) -> str:
+        """A relative path is relative to the plan, wherever the command runs."""
+        if value.startswith("~") or Path(value).is_absolute():
+            return value
+        if self.folder is None:
+            raise self.fail(node, f"hf_config: got {value!r}, expected an absolute path, as the plan has no folder")
+        return str(self.folder / value)
 
     def mapping(self, node: yaml.Node, what: str, known: tuple[str, ...]) -> dict[str, yaml.Node]:
         if not isinstance(node, yaml.MappingNode):

@@ -59,6 +59,7 @@ def test_an_untuned_call_writes_its_problem_once(cache: TuningCache, cpu: Device
     assert path.name == file_name(problem.key())
     assert content["faops_version"] == faops.__version__
     assert len(content["date"]) == len("2026-11-21")
+    assert content["device"] == cpu.as_dict()
 
     (miss,) = misses.waiting(cache, cpu.identity)
     assert miss == Miss(problem, problem.key(), content["date"], faops.__version__, path)
@@ -312,5 +313,7 @@ def test_sixteen_processes_at_once(cache: TuningCache, cpu: DeviceProfile) -> No
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert sum(counts.get() for _ in processes) == SHARED + CROWD  # each file was written by one process
-    assert len(misses.waiting(cache, cpu.identity)) == len(missed(cache)) == SHARED + CROWD + 1
+    assert sum(counts.get() for _ in processes) == (SHARED + 1) * CROWD  # a miss or a hit, each by one write
+    found = misses.waiting(cache, cpu.identity)
+    assert len(found) == len(missed(cache)) == SHARED + CROWD + 1
+    assert sorted(miss.hits for miss in found) == [1] * (CROWD + 1) + [CROWD] * SHARED

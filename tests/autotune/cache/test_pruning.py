@@ -99,7 +99,7 @@ def write(path: Path, days: float) -> Path:
 def test_misses_and_journals_of_other_software_go_too(cache: TuningCache, kernel: FakeKernel) -> None:
     untuned(PROBLEM, H200)
     here, there = (cache.base / H200.identity / name for name in (environment.directory_name(), "schema-1_torch-0.1"))
-    names = ("misses/a.json", "journal/b.jsonl", "run.json")
+    names = ("misses/a.json", "hits/a.txt", "journal/b.jsonl", "run.json")
     kept = [write(here / name, 50) for name in names]
     old = [write(there / name, 50) for name in names]
     write(there / "manifest.json", 50)

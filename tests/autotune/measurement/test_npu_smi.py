@@ -12,6 +12,7 @@ import torch
 from faops.autotune import tuner
 from faops.autotune.measurement import npu_smi
 from faops.device import known
+from faops.npu_smi import VISIBLE
 
 # One card with two chips; the third row of each card is no processor. Spaces as the tool writes them.
 MAPPING = """\
@@ -55,7 +56,7 @@ FIRST, SECOND = torch.device("cpu", 0), torch.device("cpu", 1)  # the type does 
 
 def tool(folder: Path, monkeypatch: pytest.MonkeyPatch, table: str, mapping: str = MAPPING, code: int = 0) -> None:
     """An npu-smi on the path that prints these, and nothing else on it but a shell's tools."""
-    monkeypatch.delenv(npu_smi.VISIBLE, raising=False)
+    monkeypatch.delenv(VISIBLE, raising=False)
     (folder / "table").write_text(table.format(own=os.getpid()))
     (folder / "mapping").write_text(mapping)
     program = folder / "npu-smi"
@@ -75,10 +76,10 @@ def test_the_others_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_torch_counts_the_visible_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool(tmp_path, monkeypatch, TABLE)
-    monkeypatch.setenv(npu_smi.VISIBLE, "1, 0")
+    monkeypatch.setenv(VISIBLE, "1, 0")
     assert npu_smi.others(FIRST) == []
     assert len(npu_smi.others(SECOND)) == 2
-    monkeypatch.setenv(npu_smi.VISIBLE, "1")
+    monkeypatch.setenv(VISIBLE, "1")
     assert npu_smi.others(SECOND) == []
 
 

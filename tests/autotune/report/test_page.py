@@ -13,8 +13,8 @@ from faops.autotune.cache.entry import Entry
 from faops.autotune.report.grid import grids
 from faops.autotune.report.markup import Markup, markup, tag
 from faops.autotune.report.page import page
-from faops.autotune.report.quantities import seconds
 from faops.autotune.report.verdict import why
+from faops.quantities import seconds
 from faops.registry import Config
 from tests.autotune.support import make_entry
 

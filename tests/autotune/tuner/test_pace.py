@@ -91,3 +91,19 @@ def test_a_timing_costs_its_budget_or_its_calls() -> None:
     final = replace(budget, graph=True)
     assert timing_seconds(final, 1e-4, recorded=True) == pytest.approx(budget.warmup + effort.RECORDING_SECONDS)
     assert timing_seconds(final, 1e-4) == pytest.approx(0.06)
+
+
+def test_time_that_is_waited_counts_nowhere(clock: Clock) -> None:
+    def wait() -> None:
+        clock.now += 1000
+
+    made = Pace(budget=10)
+    clock.now += 3
+    made.stand_still(wait)
+    assert made.elapsed == 3
+    made.expect(0, [1.0] * 4)
+    made.begin()
+    clock.now += 1
+    made.stand_still(wait)
+    made.advance(0, 1)
+    assert (made.elapsed, made.remaining, made.spent) == (4, pytest.approx(3.0), False)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from faops import registry
-from faops.autotune.cache import TuningCache, files
+from faops import files, registry
+from faops.autotune.cache import TuningCache
 from faops.autotune.effort import Budget
 from faops.autotune.recording import journal
 from faops.autotune.search.candidates import Candidate

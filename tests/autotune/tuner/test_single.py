@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from faops import registry
+from faops import files, registry
 from faops.autotune import effort
-from faops.autotune.cache import TuningCache, environment, files
+from faops.autotune.cache import TuningCache, environment
 from faops.autotune.measurement.conditions import Conditions
 from faops.autotune.search.candidates import Candidate
 from faops.autotune.tuner import tune

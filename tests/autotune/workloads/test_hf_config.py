@@ -257,3 +257,13 @@ def test_a_path_that_cannot_be(path: str) -> None:
 def test_a_config_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="cannot be read: No such file"):
         from_hf_config(tmp_path / "nowhere")
+
+
+def test_a_config_that_is_no_file(tmp_path: Path) -> None:
+    found = from_hf_config(LLAMA, prompt=128)
+    assert found.problems == from_hf_config(config_file(tmp_path, **LLAMA), prompt=128).problems
+    assert found.name == "config.json"
+    with pytest.raises(PlanError, match=r"^config\.json: num_attention_heads is missing"):
+        from_hf_config({"hidden_size": 5})
+    with pytest.raises(PlanError, match=r"^config\.json: text_config: expected a JSON object, got list"):
+        from_hf_config({"text_config": [1]})

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from faops.autotune.workloads import PLAN_SCHEMA, from_model, from_plan, model_names, plan_file
+from faops.autotune.workloads import PLAN_SCHEMA, from_model, from_plan, from_plan_text, model_names, plan_file
 from faops.errors import PlanError
 from faops.problem import DTYPE_ALIASES, DTYPES, parse_shape
 
@@ -286,3 +286,28 @@ def test_no_text_gives_anything_but_a_plan_or_an_error_with_its_place(tmp_path: 
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     error = error_of(path, lambda path: from_plan(path).problems)
     assert not error or str(path) in error
+
+
+def test_a_plan_without_a_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    text = f"workloads:\n- hf_config: {tmp_path}\n- model: llama-3-8b\n"
+    found = from_plan_text(text)
+    assert found.problems == from_plan(plan(tmp_path, text)).problems
+    assert found.name == "plan"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("workloads:\n- model: llama-3-8b\n- hf_config: folder/config.json\n",
+         "plan:3: hf_config: got 'folder/config.json', expected an absolute path, as the plan has no folder"),
+        ("workloads:\n- hf_config: /no/such/config.json\n", "plan:2: /no/such/config.json cannot be read: "),
+        ("workloads:\n- model: [\n", "plan:3: "),
+        ("", "plan:1: the plan is empty"),
+        ("[" * 5000, "plan cannot be read: "),
+        ("a: \x00", "plan: broken YAML: "),
+    ],
+)  # fmt: skip
+def test_errors_of_a_plan_without_a_file_name_its_lines(text: str, message: str) -> None:
+    with pytest.raises(PlanError, match="^" + re.escape(message)):
+        from_plan_text(text)

@@ -1,0 +1,381 @@
+"""Whether an NVIDIA GPU is idle, as a made-up driver tells: no GPU is needed, and none has confirmed this."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from faops.daemon.config import Config
+from faops.daemon.gate import owners
+from faops.daemon.gate.gate import Reading
+from faops.daemon.gate.nvidia import Nvidia
+
+from .fake_nvml import Pynvml
+from .support import Clock
+
+WORKER, CHILD, OTHER, SERVER = 501, 502, 901, 902
+OUTER, OUTER_NEXT = 70001, 70002  # what a driver outside the container calls our processes
+REGARDLESS = "daemon_idle_gate: 0 in faops.yaml tunes regardless"
+
+
+class Gpu:
+    """A watched GPU."""
+
+    def __init__(self, pynvml: Pynvml, alike: bool = True) -> None:
+        self.pynvml, self.clock = pynvml, Clock()
+        self.own = {os.getpid()}
+        self.config = Config()
+        self.sensor = Nvidia("GPU-1234", self.clock, lambda: alike)
+
+    def look(self, after: float = 1.0) -> Reading:
+        self.clock.pass_by(after)
+        return self.sensor.read(self.own, self.config)
+
+    def busy(self, after: float = 1.0) -> str:
+        return self.look(after).busy
+
+    def tune(self) -> None:
+        """A child of ours begins."""
+        self.own = {os.getpid(), WORKER, CHILD}
+
+
+@pytest.fixture
+def pynvml(monkeypatch: pytest.MonkeyPatch) -> Pynvml:
+    module = Pynvml()
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    return module
+
+
+@pytest.fixture
+def gpu(pynvml: Pynvml) -> Gpu:
+    return Gpu(pynvml)
+
+
+@pytest.fixture
+def contained(pynvml: Pynvml) -> Gpu:
+    """As seen from a container: our processes have other numbers there."""
+    return Gpu(pynvml, alike=False)
+
+
+# --- nothing of ours on it ------------------------------------------------------------------------------------------
+
+
+def test_an_idle_gpu(gpu: Gpu) -> None:
+    figures = {"others": 0.0, "others_memory_bytes": 0.0, "utilisation": 0.0, "others_utilisation": 0.0}
+    assert gpu.look() == Reading("", figures)
+
+
+def test_all_use_is_that_of_others(gpu: Gpu) -> None:
+    gpu.pynvml.utilisation = 5
+    assert gpu.busy() == ""
+    gpu.pynvml.utilisation = 84
+    found = gpu.look()
+    assert found.busy == "other programs use 84 % of the GPU"
+    assert found.figures["utilisation"] == 84.0
+    gpu.config = Config(busy_percent=90.0)
+    assert gpu.busy() == ""
+
+
+def test_who_uses_it_is_named(gpu: Gpu) -> None:
+    gpu.busy()
+    gpu.pynvml.use(OTHER, 84)
+    found = gpu.look()
+    assert found.busy == f"pid {OTHER} uses 84 % of the GPU"
+    assert found.figures["others_utilisation"] == 84.0
+    assert gpu.busy() == ""  # that was before
+    gpu.pynvml.use(OTHER, 30)
+    gpu.pynvml.use(SERVER, 60)
+    assert gpu.busy() == f"2 other programs use 90 % of the GPU, most of it pid {SERVER}"
+    gpu.pynvml.use(OTHER, 30)
+    gpu.pynvml.use(OTHER, 40)
+    gpu.pynvml.use(OTHER, 20)
+    assert gpu.busy() == f"pid {OTHER} uses 40 % of the GPU"
+
+
+def test_the_use_of_many_counts_together(gpu: Gpu) -> None:
+    gpu.busy()
+    for pid in (901, 902, 903):
+        gpu.pynvml.use(pid, 2)
+    assert "3 other programs use 6 %" in gpu.busy()
+
+
+def test_who_only_holds_memory_does_not_count(gpu: Gpu) -> None:
+    gpu.pynvml.memory = {SERVER: 40 << 30, OTHER: None}
+    found = gpu.look()
+    assert found.busy == ""
+    assert (found.figures["others"], found.figures["others_memory_bytes"]) == (2.0, float(40 << 30))
+
+
+def test_what_was_before_the_first_look_does_not_count(gpu: Gpu) -> None:
+    gpu.pynvml.use(OTHER, 84)
+    gpu.pynvml.time = 10
+    gpu.sensor.read(gpu.own, gpu.config)
+    assert gpu.busy() == ""
+
+
+@pytest.mark.parametrize("percent", [0, 101, 2**32 - 1])
+def test_nonsense_is_no_use(gpu: Gpu, percent: int) -> None:
+    gpu.busy()
+    gpu.pynvml.use(OTHER, percent)
+    assert gpu.busy() == ""
+
+
+# --- while we tune --------------------------------------------------------------------------------------------------
+
+
+def test_our_use_does_not_count(gpu: Gpu) -> None:
+    gpu.busy()
+    gpu.tune()
+    gpu.pynvml.utilisation, gpu.pynvml.memory = 100, {CHILD: 1 << 30, SERVER: 5}
+    for _ in range(8):
+        gpu.pynvml.use(CHILD, 97)
+        found = gpu.look(0.25)
+        assert found.busy == ""
+        assert (found.figures["others"], found.figures["others_utilisation"]) == (1.0, 0.0)
+
+
+def test_others_are_seen_beside_us(gpu: Gpu) -> None:
+    gpu.busy()
+    gpu.tune()
+    gpu.pynvml.utilisation = 100
+    gpu.pynvml.use(CHILD, 60)
+    gpu.pynvml.use(OTHER, 38)
+    assert gpu.busy(0.25) == f"pid {OTHER} uses 38 % of the GPU"
+
+
+def test_what_the_driver_still_tells_of_us_does_not_count(gpu: Gpu) -> None:
+    gpu.tune()
+    gpu.pynvml.memory = {CHILD: 1}
+    gpu.busy()
+    gpu.own, gpu.pynvml.memory = {os.getpid()}, {}
+    gpu.pynvml.utilisation = 80
+    gpu.pynvml.use(CHILD, 80)
+    assert gpu.busy() == ""
+    assert gpu.busy(0.5) == ""
+    assert gpu.busy(0.5) == "other programs use 80 % of the GPU"
+    gpu.pynvml.use(CHILD, 80)  # by now another process that got its number
+    assert gpu.busy() == f"pid {CHILD} uses 80 % of the GPU"
+
+
+def test_others_are_seen_while_ours_ends(gpu: Gpu) -> None:
+    gpu.tune()
+    gpu.busy()
+    gpu.own = {os.getpid()}
+    gpu.pynvml.use(OTHER, 80)
+    assert gpu.busy(0.25) == f"pid {OTHER} uses 80 % of the GPU"
+
+
+def test_where_no_process_is_told_those_that_came_count(gpu: Gpu) -> None:
+    gpu.pynvml.fail("uses")
+    gpu.pynvml.memory = {SERVER: 5}
+    assert gpu.busy() == ""
+    gpu.tune()
+    gpu.pynvml.utilisation, gpu.pynvml.memory = 100, {SERVER: 5, CHILD: 1}
+    assert gpu.busy() == ""
+    gpu.pynvml.memory[OTHER] = 1
+    found = gpu.look()
+    assert found.busy == f"pid {OTHER} came to the GPU"
+    assert "others_utilisation" not in found.figures
+
+
+# --- instances (MIG), which tell no use -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def instance(gpu: Gpu) -> Gpu:
+    gpu.pynvml.fail("uses", "rates")
+    return gpu
+
+
+def test_on_an_instance_every_process_counts(instance: Gpu) -> None:
+    assert instance.look() == Reading("", {"others": 0.0, "others_memory_bytes": 0.0})
+    instance.pynvml.memory = {SERVER: 5, OTHER: 6}
+    assert instance.busy() == (f"pid {OTHER}, {SERVER} on the GPU, of which no use is told (as of MIG instances)")
+
+
+def test_on_an_instance_beside_us_those_count_that_came(instance: Gpu) -> None:
+    instance.busy()
+    instance.tune()
+    instance.pynvml.memory = {CHILD: 1}
+    assert instance.busy() == ""
+    instance.pynvml.memory[OTHER] = 1
+    assert instance.busy() == f"pid {OTHER} came to the GPU"
+    del instance.pynvml.memory[OTHER]
+    assert instance.busy() == ""
+
+
+def test_where_neither_use_nor_processes_are_told(gpu: Gpu) -> None:
+    gpu.pynvml.fail("rates", "processes")
+    assert gpu.busy() == f"the driver tells neither use nor processes of the GPU; {REGARDLESS}"
+    gpu.pynvml.fail("rates", "processes", "uses")
+    assert "the driver tells nothing of the GPU" in gpu.busy()
+
+
+@pytest.mark.parametrize(("name", "uuid"), [("GPU-1", "GPU-1"), ("GPU-1", "1"), ("MIG-1", "MIG-1"), ("MIG-1", "1")])
+def test_uuids_with_and_without_prefix(pynvml: Pynvml, name: str, uuid: str) -> None:
+    pynvml.name = name
+    assert Nvidia(uuid, Clock()).read((), Config()).busy == ""
+
+
+# --- in a container -------------------------------------------------------------------------------------------------
+
+
+def test_the_one_that_came_with_our_child_is_ours(contained: Gpu) -> None:
+    contained.pynvml.memory = {SERVER: 5}
+    contained.busy()
+    contained.tune()
+    assert contained.busy() == ""  # which has not begun to compute
+    contained.pynvml.memory = {SERVER: 5, OUTER: 1}
+    for _ in range(20):
+        contained.pynvml.use(OUTER, 97)
+        assert contained.busy(0.25) == ""
+    contained.pynvml.use(SERVER, 50)
+    assert contained.busy(0.25) == f"pid {SERVER} uses 50 % of the GPU"
+    contained.pynvml.memory[OTHER] = 1
+    contained.pynvml.use(OTHER, 51)
+    assert contained.busy(0.25) == f"pid {OTHER} uses 51 % of the GPU"
+
+
+def test_our_next_child_is_ours_too(contained: Gpu) -> None:
+    contained.busy()
+    contained.tune()
+    for ours in (OUTER, OUTER_NEXT):
+        contained.pynvml.memory = {ours: 1}
+        assert contained.busy() == ""
+        contained.pynvml.use(ours, 90)
+        assert contained.busy() == ""
+        contained.pynvml.memory = {}
+        assert contained.busy() == ""
+
+
+def test_who_came_later_is_not_ours(contained: Gpu) -> None:
+    contained.pynvml.fail("uses")
+    contained.busy()
+    contained.tune()
+    contained.pynvml.memory = {OUTER: 1}
+    assert contained.busy() == ""
+    contained.pynvml.memory = {OUTER: 1, OTHER: 1}
+    assert contained.busy() == f"pid {OTHER} came to the GPU"
+    contained.pynvml.memory = {OTHER: 1}
+    assert contained.busy(5) == f"pid {OTHER} came to the GPU"  # ours ended, which makes the other none of ours
+
+
+def test_of_two_that_came_at_once_nobody_knows(contained: Gpu) -> None:
+    contained.busy()
+    contained.tune()
+    contained.pynvml.memory = {OUTER: 1, OTHER: 1}
+    contained.pynvml.use(OUTER, 50)
+    assert contained.busy() == (f"one of pid {OTHER}, {OUTER} is not ours, and in a container nobody tells which")
+    contained.own = {os.getpid()}
+    assert contained.busy(5) == ""
+
+
+def test_after_us_everybody_is_another(contained: Gpu) -> None:
+    contained.busy()
+    contained.tune()
+    contained.pynvml.memory = {OUTER: 1}
+    contained.busy()
+    contained.own = {os.getpid()}
+    contained.pynvml.use(OUTER, 90)
+    assert contained.busy() == ""
+    contained.busy(5)
+    contained.pynvml.use(OUTER, 90)
+    assert contained.busy() == f"pid {OUTER} uses 90 % of the GPU"
+
+
+def test_where_our_numbers_are_seen_they_are_the_driver_s(contained: Gpu) -> None:
+    contained.tune()
+    contained.pynvml.memory = {CHILD: 1, OTHER: 1}
+    assert contained.busy() == ""
+    contained.pynvml.use(CHILD, 90)
+    assert contained.busy() == ""
+    contained.pynvml.use(OTHER, 90)
+    assert contained.busy() == f"pid {OTHER} uses 90 % of the GPU"
+
+
+@pytest.mark.parametrize(("space", "alike"), [("pid:[4026531836]", True), ("pid:[4026532201]", False)])
+def test_whose_numbers_the_driver_tells(monkeypatch: pytest.MonkeyPatch, space: str, alike: bool) -> None:
+    monkeypatch.setattr("os.readlink", lambda path: space)
+    assert owners.numbered_alike() is alike
+
+
+def test_without_proc_numbers_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: str) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("os.readlink", missing)
+    assert not owners.numbered_alike()
+
+
+# --- a driver that cannot be asked ----------------------------------------------------------------------------------
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    gpu = Gpu(Pynvml())
+    assert gpu.busy() == (
+        "nobody tells how busy the GPU is: nvidia-ml-py is not installed: pip install nvidia-ml-py; or " + REGARDLESS
+    )
+    gpu.sensor.close()
+
+
+def test_without_a_uuid(pynvml: Pynvml) -> None:
+    assert "torch is too old to say its UUID" in Nvidia("", Clock()).read((), Config()).busy
+    assert pynvml.asked == []
+
+
+def test_it_is_asked_again_after_a_while(gpu: Gpu) -> None:
+    gpu.pynvml.fail("init", error=gpu.pynvml.NVMLError)
+    assert "the driver cannot be asked: init failed" in gpu.busy()
+    assert "the driver cannot be asked: init failed" in gpu.busy(9)
+    assert gpu.pynvml.asked == ["init"]
+    gpu.pynvml.failing = {}
+    assert gpu.busy(1) == ""
+    assert gpu.pynvml.open == 1
+
+
+def test_a_gpu_that_the_driver_does_not_know(gpu: Gpu) -> None:
+    gpu.pynvml.name = "GPU-other"
+    assert "the driver does not know GPU-1234: Not Found" in gpu.busy()
+    assert gpu.pynvml.open == 0
+
+
+def test_a_gpu_that_is_lost_meanwhile(gpu: Gpu) -> None:
+    assert gpu.busy() == ""
+    gpu.pynvml.fail("rates", "uses", "processes", error=gpu.pynvml.NVMLError)
+    assert "the driver tells nothing of the GPU" in gpu.busy()
+    assert gpu.pynvml.open == 0
+    gpu.pynvml.failing = {}
+    assert gpu.busy(10) == ""
+    assert gpu.pynvml.open == 1
+
+
+@pytest.mark.parametrize("error", ["NVMLLibraryMismatchError", "AttributeError"])
+def test_functions_that_are_missing_tell_nothing(gpu: Gpu, error: str) -> None:
+    kind = AttributeError if error == "AttributeError" else gpu.pynvml.NVMLLibraryMismatchError
+    gpu.pynvml.fail("processes", "uses", error=kind)
+    gpu.pynvml.utilisation = 50
+    assert gpu.busy() == "other programs use 50 % of the GPU"
+
+
+def test_no_use_may_be_told_as_an_error_of_success(gpu: Gpu) -> None:
+    class NVMLError(gpu.pynvml.NVMLError):  # type: ignore[name-defined, misc]
+        value = 0
+
+    gpu.pynvml.fail("uses", error=NVMLError)
+    gpu.tune()
+    gpu.pynvml.memory = {OTHER: 1}
+    found = gpu.look()
+    assert (found.busy, found.figures["others_utilisation"]) == ("", 0.0)
+
+
+def test_a_look_asks_little_and_begins_once(gpu: Gpu) -> None:
+    gpu.busy()
+    gpu.pynvml.asked.clear()
+    for _ in range(3):
+        gpu.busy()
+    assert sorted(gpu.pynvml.asked) == ["processes"] * 3 + ["rates"] * 3 + ["uses"] * 3
+    gpu.sensor.close()
+    assert gpu.pynvml.open == 0

@@ -1,0 +1,58 @@
+"""Tasks and a clock for the tests of the queue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from faops.daemon.jobs import Task
+
+START = 1.8e9  # seconds since the epoch
+YEAR = 365 * 86400.0
+
+
+class Clock:
+    """A wall clock that tests set."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def task(key: str = "a", **changes: Any) -> Task:
+    """The task of a key; a call of it takes 1 ms."""
+    fields: dict[str, Any] = {
+        "identity": "gpu",
+        "environment": "torch2",
+        "device": "cuda:0",
+        "threads": 0,
+        "key": key,
+        "problem": {"op": "attention", "seqlen_q": 128},
+        "words": f"problem {key}",
+        "call_seconds": 1e-3,
+        "tuning_seconds": 20.0,
+    }
+    return Task(**{**fields, **changes})
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """What the worker says of a winner twice as fast as the default."""
+    found = {
+        "status": "tuned",
+        "message": "",
+        "measurements": 32,
+        "seconds": 12.5,
+        "kernel": "cuda_raw.forward",
+        "config": {"block_q": 64},
+        "p50": 1e-3,
+        "default_kernel": "cuda_raw.forward",
+        "default_config": {"block_q": 128},
+        "default_p50": 2e-3,
+        "speedup": 2.0,
+        "is_default": False,
+        "rejected": 3,
+        "path": "/cache/entry.json",
+        "heat_map": "<table></table>",
+    }
+    return {**found, **changes}

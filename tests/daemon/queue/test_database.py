@@ -1,0 +1,364 @@
+"""The queue's file: who may open it, what lies in its place, and a disk that is full."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from faops.daemon.queue import FullError, Queue
+from faops.daemon.queue.database import SCHEMA
+from faops.errors import DaemonError
+from tests.daemon.queue.support import result, task
+
+
+def with_jobs(path: Path, count: int = 3) -> None:
+    """A queue with jobs, one of which is done; it is closed."""
+    with Queue(path) as queue:
+        jobs = queue.missed([(task(f"{index}"), 1) for index in range(count)])
+        queue.begin(jobs[0].id)
+        queue.finish(jobs[0].id, result())
+
+
+def change(path: Path, *statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def beside(path: Path) -> set[str]:
+    return {each.name for each in path.parent.iterdir()}
+
+
+# ---------------------------------------------------------------------------------------------- opening
+
+
+def test_only_its_owner_reads_it(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with Queue(path) as queue:
+            queue.submit({})
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+            files = list(path.parent.iterdir())
+            assert len(files) >= 2, "the write-ahead log is beside it"
+            assert {stat.S_IMODE(each.stat().st_mode) for each in files} == {0o600}
+    finally:
+        os.umask(before)
+
+
+def test_what_is_written_is_there_again(path: Path) -> None:
+    with_jobs(path)
+    assert beside(path) == {"queue.sqlite"}
+    with Queue(path) as queue:
+        assert queue.broken is None
+        assert queue.counts()["waiting"] == 2 and queue.counts()["done"] == 1
+        assert queue.totals()["tuned"] == 1
+
+
+def test_a_second_one_in_the_same_process_is_refused(path: Path) -> None:
+    with Queue(path) as queue:
+        for _ in range(2):
+            with pytest.raises(DaemonError, match="is held by another process"):
+                Queue(path)
+        queue.submit({})
+    Queue(path).close()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from faops.daemon.queue import Queue
+with Queue(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+assert not {"torch", "numpy"} & set(sys.modules)
+"""
+
+
+def test_a_second_process_is_refused_at_once(path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        begun = time.monotonic()
+        with pytest.raises(DaemonError, match="is held by another process") as caught:
+            Queue(path)
+        assert time.monotonic() - begun < 4, "SQLite's own patience is 5 s"
+        assert not isinstance(caught.value, FullError) and str(path) in str(caught.value)
+        holder.communicate("end\n")
+    assert holder.returncode == 0
+    Queue(path).close()
+
+
+def test_one_of_a_newer_version_is_left_alone(path: Path) -> None:
+    with_jobs(path)
+    change(path, f"PRAGMA user_version = {SCHEMA + 1}")
+    content = path.read_bytes()
+    with pytest.raises(DaemonError, match=r"newer version of faops \(schema 2, this one knows 1\)"):
+        Queue(path)
+    assert path.read_bytes() == content and beside(path) == {"queue.sqlite"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"no database at all\n" * 500, b"SQLite format 3\0" + bytes(4080), b"x" * 1000],
+    ids=["text", "header", "short"],
+)
+def test_what_is_no_database_is_moved_aside(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with Queue(path) as queue:
+        aside = queue.broken
+        assert aside == path.with_name("queue.sqlite.broken") and aside.read_bytes() == content
+        queue.missed([(task(), 1)])
+    with Queue(path) as queue:
+        assert queue.broken is None and queue.counts()["waiting"] == 1
+
+
+def test_what_is_no_queue_is_moved_aside(path: Path) -> None:
+    path.parent.mkdir()
+    change(path, "CREATE TABLE jobs (id INTEGER)")
+    with Queue(path) as queue:
+        assert queue.broken is not None and queue.counts()["waiting"] == 0
+
+
+def test_a_queue_without_one_of_its_tables_is_moved_aside(path: Path) -> None:
+    with_jobs(path)
+    change(path, "DROP TABLE totals")
+    with Queue(path) as queue:
+        assert queue.broken is not None and queue.totals()["tuned"] == 0
+
+
+def test_a_truncated_queue_is_moved_aside(path: Path) -> None:
+    with_jobs(path, 50)
+    for _ in range(2):  # the second replaces the first
+        os.truncate(path, path.stat().st_size // 2)
+        with Queue(path) as queue:
+            assert queue.broken is not None and queue.counts()["waiting"] == 0
+            queue.missed([(task(f"{index}"), 1) for index in range(50)])
+    assert beside(path) == {"queue.sqlite", "queue.sqlite.broken"}
+
+
+def test_an_empty_file_and_a_log_without_its_file_are_a_new_queue(path: Path) -> None:
+    with_jobs(path)
+    os.truncate(path, 0)
+    (path.parent / "queue.sqlite-wal").write_bytes(b"of another file" * 1000)
+    with Queue(path) as queue:
+        assert queue.broken is None and queue.counts()["waiting"] == 0
+        queue.submit({})
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    """A queue that nobody changes."""
+    with_jobs(tmp_path / "sound.sqlite", 10)
+    return tmp_path / "sound.sqlite"
+
+
+@settings(max_examples=30, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), garbage=st.binary(min_size=1, max_size=600))
+def test_whatever_is_changed_in_it_it_opens(path: Path, sound: Path, place: float, garbage: bytes) -> None:
+    content = bytearray(sound.read_bytes())
+    begin = int(place * len(content))
+    content[begin : begin + len(garbage)] = garbage
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    try:
+        with Queue(path) as queue:
+            assert queue.broken is None or not any(queue.counts().values())
+    except DaemonError as error:
+        if "newer version" not in str(error):  # that is where the garbage fell
+            raise
+
+
+def test_text_that_the_disk_has_changed_stops_no_other_job(path: Path) -> None:
+    with_jobs(path)
+    with Queue(path) as queue:
+        submission = queue.submit({"model": "x"})
+    change(path, "UPDATE jobs SET problem = '{', result = '{'", "UPDATE submissions SET request = '{', jobs = '['")
+    with Queue(path) as queue:
+        assert [(job.task.problem, job.result) for job in queue.jobs()] == [({}, {})] * 3
+        assert queue.submission(submission.id).request == {}
+
+
+def test_a_directory_in_its_place_is_told(path: Path) -> None:
+    path.mkdir(parents=True)
+    with pytest.raises(FullError, match=str(path)):
+        Queue(path)
+    (path.parent / "file").touch()
+    with pytest.raises(FullError, match="cannot be opened"):
+        Queue(path.parent / "file" / "queue.sqlite")
+
+
+def test_a_closed_one_says_so(queue: Queue) -> None:
+    queue.close()
+    for using in (queue.counts, lambda: queue.submit({})):
+        with pytest.raises(FullError, match="closed"):
+            using()
+
+
+# ---------------------------------------------------------------------------------------------- whole or not at all
+
+
+def test_a_change_that_fails_on_the_way_changes_nothing(queue: Queue) -> None:
+    with pytest.raises(TypeError):
+        queue.missed([(task("a"), 1), (task("b", problem={"not": object()}), 1)])
+    assert queue.find(task("a").mark) is None and queue.totals()["misses"] == 0
+    [job] = queue.missed([(task("a"), 1)])
+    queue.begin(job.id)
+    with pytest.raises(TypeError):
+        queue.finish(job.id, {"status": object()})
+    assert queue.job(job.id).state == "running"
+
+
+def test_threads_may_share_it(queue: Queue) -> None:
+    def work(name: str) -> None:
+        for index in range(10):
+            [job] = queue.missed([(task(f"{name}{index}"), 1)])
+            queue.begin(job.id)
+            queue.finish(job.id, result())
+            queue.counts()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert queue.counts()["done"] == queue.totals()["tuned"] == 40
+
+
+# ---------------------------------------------------------------------------------------------- a full disk
+
+
+@contextlib.contextmanager
+def few_pages(queue: Queue) -> Iterator[None]:
+    """SQLite takes the disk for full."""
+    connection = queue._database._connection
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count = {pages + 4}")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA max_page_count = 1000000")
+
+
+@contextlib.contextmanager
+def short_files(queue: Queue) -> Iterator[None]:
+    """The system refuses to let files grow, in the middle of writing one."""
+    log = Path(f"{queue._database.path}-wal")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 30_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def full_file_system(queue: Queue) -> Iterator[None]:
+    """There is no room left on the device."""
+    ballast = queue._database.path.parent / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    directory = tmp_path / "small"
+    directory.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", directory], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this process cannot mount a file system")
+    try:
+        yield directory / "queue.sqlite"
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+Shortage = Callable[[Queue], AbstractContextManager[None]]
+
+
+def endure(path: Path, shortage: Shortage) -> None:
+    """Fill the disk; what was acknowledged is there, nothing else is, and all works again when there is room."""
+    with Queue(path) as queue:
+        [first] = queue.missed([(task("first"), 1)])
+        queue.begin(first.id)
+        kept = 0
+        with shortage(queue):
+            with pytest.raises(FullError, match=f"{path} cannot be read or written"):  # noqa: PT012
+                for kept in range(1000):
+                    queue.missed([(task(f"{kept}/{part}"), 1) for part in range(10)])
+            with pytest.raises(FullError):
+                queue.finish(first.id, result(heat_map="x" * 100_000))
+            assert queue.job(first.id).state == "running"
+            assert queue.counts()["waiting"] == queue.totals()["misses"] - 1 == 10 * kept
+            assert queue.next() is None or kept
+        queue.missed([(task(f"{kept}/{part}"), 1) for part in range(10)])
+        queue.finish(first.id, result())
+    with Queue(path) as queue:
+        assert queue.broken is None
+        assert queue.counts()["done"] == 1 and queue.counts()["waiting"] == 10 * (kept + 1)
+
+
+def test_sqlite_finds_no_room(path: Path) -> None:
+    endure(path, few_pages)
+
+
+def test_the_system_refuses_a_write(path: Path) -> None:
+    endure(path, short_files)
+
+
+def test_a_full_file_system(small: Path) -> None:
+    endure(small, full_file_system)
+
+
+def test_a_full_file_system_at_the_start(small: Path) -> None:
+    ballast = small.parent / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(FullError, match=str(small)):
+        Queue(small)
+    ballast.unlink()
+    with Queue(small) as queue:
+        assert queue.broken is None
+        queue.submit({})
+
+
+def test_looking_goes_on_while_the_disk_is_full(path: Path) -> None:
+    """What only keeps a clock's jump in mind is left until there is room."""
+    now = [2e9]
+    with Queue(path, lambda: now[0]) as queue:
+        [job] = queue.missed([(task(), 1)])
+        queue.begin(job.id)
+        queue.fail(job.id, "it crashed")
+        queue.set_paused("a benchmark", now[0] + 60)
+        now[0] -= 1e6
+        connection = queue._database._connection
+        connection.execute("PRAGMA query_only = ON")
+        assert queue.next() is None
+        assert queue.paused() == ("a benchmark", now[0] + 60)
+        with pytest.raises(FullError):
+            queue.submit({})
+        connection.execute("PRAGMA query_only = OFF")
+        queue.next()
+        now[0] += 30
+        assert queue.next() is not None

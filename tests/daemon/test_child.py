@@ -1,0 +1,428 @@
+"""The handle of a worker: asking, pausing, and workers that crash, hang, talk nonsense or print without end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from faops import processes
+from faops.daemon import child as child_module
+from faops.daemon.child import WorkerChild, WorkerError, WorkerGoneError
+from faops.daemon.jobs import Job, Task
+from faops.errors import DaemonError
+
+from .obedient import OBEDIENT
+
+LIMIT = 30.0  # far more than anything here takes, on a busy machine too
+TASK = Task("cpu_x", "schema-1", "cpu", 2, "key", {"op": "forward"}, "reply(request)", 0.5, 10.0)
+JOB = Job(7, TASK, "miss", "running")
+
+T = TypeVar("T")
+Body = Callable[[WorkerChild], Awaitable[T]]
+
+
+def with_child(body: Body[T], program: str = OBEDIENT) -> T:
+    """What ``body`` makes of a child, which is ended in any case."""
+
+    async def run() -> T:
+        child = await WorkerChild.start(program=program)
+        try:
+            return await asyncio.wait_for(body(child), LIMIT)
+        finally:
+            await child.stop(0.0)
+            assert child.gone
+            assert child.pids() == []
+            assert_reaped(child.pid)
+
+    return asyncio.run(run())
+
+
+def assert_reaped(pid: int) -> None:
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def told_to(words: str, **changes: Any) -> Job:
+    return replace(JOB, task=replace(TASK, words=words, **changes))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+def ended(pid: int) -> bool:
+    return not processes.alive(pid)
+
+
+def death(words: str, **options: Any) -> WorkerGoneError:
+    """The error of a request after which the worker is gone, which the next request tells as well."""
+
+    async def body(child: WorkerChild) -> WorkerGoneError:
+        with pytest.raises(WorkerGoneError) as caught:
+            await child.ask(words, **options)
+        assert child.gone
+        with pytest.raises(WorkerGoneError) as again:
+            await child.ask("reply()")
+        assert str(again.value) == str(caught.value)
+        return caught.value
+
+    return with_child(body)
+
+
+# ----------------------------------------------------------------------------------------------------------- answers
+
+
+def test_requests_are_answered_one_after_the_other() -> None:
+    async def body(child: WorkerChild) -> None:
+        assert await child.ask("reply(request['a'] + 1)", a=1) == 2
+        assert await asyncio.gather(*(child.ask(f"reply({number})") for number in range(3))) == [0, 1, 2]
+        assert await child.ask("reply()") is None
+        assert not child.gone
+
+    with_child(body)
+
+
+def test_the_worker_says_what_is_wrong() -> None:
+    async def body(child: WorkerChild) -> None:
+        with pytest.raises(WorkerError, match=r"^model: got 'x'$") as caught:
+            await child.ask("fail('PlanError', \"model: got 'x'\")")
+        assert caught.value.kind == "PlanError"
+        assert isinstance(caught.value, DaemonError)
+        assert await child.ask("reply(1)") == 1
+
+    with_child(body)
+
+
+def test_a_job_is_told_whole_and_events_come_before_its_result() -> None:
+    async def body(child: WorkerChild) -> None:
+        events: list[dict[str, Any]] = []
+        words = "tell(kind='a'); tell(kind='b', done=2); reply(request)"
+        said = await child.tune(replace(told_to(words), forced=True), events.append)
+        assert events == [{"kind": "a"}, {"kind": "b", "done": 2}]
+        assert Task.from_dict(said["task"]) == replace(TASK, words=words)
+        assert (said["do"], said["forced"]) == ("tune", True)
+        assert (await child.tune(JOB, events.append))["forced"] is False
+
+    with_child(body)
+
+
+def test_what_an_event_raises_is_the_fault_of_who_asked() -> None:
+    async def body(child: WorkerChild) -> None:
+        with pytest.raises(ZeroDivisionError):
+            await child.tune(told_to("tell(kind='a'); tell(kind='b'); reply()"), lambda event: 1 // 0)
+        assert await child.ask("reply(1)") == 1
+
+    with_child(body)
+
+
+def test_threads_are_told_first() -> None:
+    async def run() -> None:
+        program = OBEDIENT.replace("        reply()\n", "        print('prepared for', request['threads']); reply()\n")
+        child = await WorkerChild.start(threads=3, program=program)
+        await child.ask("sys.stdout.flush(); reply()")
+        await until(lambda: "prepared" in child.output)
+        assert child.output == "prepared for 3\n"
+        await child.stop(0.0)
+
+    asyncio.run(run())
+
+
+def test_the_process_is_of_its_own_session_and_holds_nothing_of_ours() -> None:
+    async def body(child: WorkerChild) -> None:
+        assert os.getsid(child.pid) == child.pid != os.getsid(0)
+        assert await child.ask("reply(os.readlink('/proc/self/fd/0'))") == "/dev/null"
+        assert await child.ask("reply(len(os.listdir('/proc/self/fd')))") == 5  # with the socket and the listing's own
+        assert await child.ask("reply(sys.argv[2:])") == sys.path
+
+    with_child(body)
+
+
+# ------------------------------------------------------------------------------------------------------------- pause
+
+
+def test_a_pause_is_told_once() -> None:
+    async def body(child: WorkerChild) -> None:
+        child.go()
+        child.pause()
+        child.pause()
+        child.go()
+        child.go()
+        child.pause()
+        said = await child.ask("reply(controls)")
+        assert [control["do"] for control in said] == ["pause", "go", "pause"]
+
+    with_child(body)
+
+
+def test_a_pause_comes_in_the_middle_of_a_job() -> None:
+    async def body(child: WorkerChild) -> None:
+        said = await child.tune(told_to("tell(kind='a'); hear(); reply(dict(heard=controls))"), lambda _: child.pause())
+        assert said["heard"] == [{"do": "pause"}]
+
+    with_child(body)
+
+
+def test_a_pause_counts_to_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_module, "PAUSED_POLL_SECONDS", 0.01)
+
+    async def body(child: WorkerChild) -> None:
+        child.pause()
+        asking = asyncio.ensure_future(child.ask("hear(); reply(1)", limit=0.2))
+        await asyncio.sleep(0.5)
+        assert not asking.done()
+        child.go()
+        assert await asking == 1
+
+    with_child(body)
+
+
+# --------------------------------------------------------------------------------------------------------- what fails
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
+def test_a_signal_is_named(name: str) -> None:
+    error = death(f"os.kill(os.getpid(), signal.{name})")
+    assert str(error).startswith(f"the process was ended by {name}")
+
+
+def test_an_exit_is_told_with_the_last_lines() -> None:
+    assert str(death("print(*'abcd', sep='\\n\\n', flush=True); os._exit(3)")) == (
+        "the process ended with exit code 3: b | c | d"
+    )
+
+
+def test_a_fatal_error_is_told_with_its_innermost_frame() -> None:
+    assert "Fatal Python error: Segmentation fault | File" in str(death("ctypes.string_at(0)"))
+
+
+def test_a_crash_without_a_request_is_noticed() -> None:
+    async def body(child: WorkerChild) -> None:
+        os.kill(child.pid, signal.SIGKILL)
+        await until(lambda: child.gone)
+        with pytest.raises(WorkerGoneError, match="SIGKILL"):
+            await child.tune(JOB, lambda event: None)
+
+    with_child(body)
+
+
+def test_an_answer_counts_that_was_sent_before_the_end() -> None:
+    async def body(child: WorkerChild) -> None:
+        assert await child.ask("reply(1); os._exit(3)") == 1
+
+    with_child(body)
+
+
+@pytest.mark.parametrize("nonsense", ["no JSON", "[]", '{"value": 1}', '{"serial": "1"}'])
+def test_nonsense_ends_it(nonsense: str) -> None:
+    error = death(f"send({nonsense!r}); time.sleep(100)")
+    assert "something else than an answer" in str(error)
+
+
+def test_a_line_too_long_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_module, "LINE_BYTES", 1000)
+    assert "something else than an answer" in str(death("reply('x' * 100_000); time.sleep(100)"))
+
+
+def test_a_hanging_worker_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    words = f"print('thinking', flush=True); open({str(tmp_path / 'pid')!r}, 'w').write(str(start())); time.sleep(100)"
+    error = death(words, limit=1.0)
+    assert str(error) == "no word of the worker for 1 s; it was ended: thinking"
+    assert ended(int((tmp_path / "pid").read_text()))
+
+
+def test_a_worker_that_goes_on_telling_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_module, "SILENCE_LIMIT_SECONDS", 0.8)
+    monkeypatch.setattr(child_module, "SILENCE_LIMIT_CALLS", 1.0)
+
+    async def body(child: WorkerChild) -> None:
+        words = "[(time.sleep(0.2), tell(step=step)) for step in range(7)]; reply({'a': 1})"
+        assert await child.tune(told_to(words, call_seconds=0.0), lambda event: None) == {"a": 1}
+        with pytest.raises(WorkerGoneError, match=r"no word of the worker for 1 s"):
+            await child.tune(told_to("time.sleep(100)", call_seconds=0.1), lambda event: None)
+
+    with_child(body)
+
+
+def test_a_stopped_worker_is_ended() -> None:
+    assert "no word" in str(death("os.kill(os.getpid(), signal.SIGSTOP)", limit=0.3))
+
+
+def test_what_it_prints_is_bounded() -> None:
+    async def body(child: WorkerChild) -> None:
+        await child.ask("[print('x' * 99) for _ in range(20000)]; reply()")
+        with pytest.raises(WorkerGoneError, match=r"exit code 3: x+ \| x+ \| the end$"):
+            await child.ask("print('the end', flush=True); os._exit(3)")
+        assert len(child.output) == child_module.OUTPUT_BYTES
+
+    with_child(body)
+
+
+def test_a_program_that_cannot_start_is_told_with_its_last_words() -> None:
+    async def start(program: str) -> str:
+        with pytest.raises(WorkerGoneError) as caught:
+            await WorkerChild.start(program=program)
+        return str(caught.value)
+
+    assert asyncio.run(start("import sys; sys.exit('no torch here')")) == (
+        "the process ended with exit code 1: no torch here"
+    )
+    failing = OBEDIENT.replace("        reply()\n", "        fail('RuntimeError', 'no such thread')\n")
+    assert asyncio.run(start(failing)) == "no worker can be started: no such thread"
+
+
+def test_a_process_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = descriptors()
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(WorkerGoneError, match=r"no worker can be started: .*No such file"):
+        asyncio.run(WorkerChild.start(program=OBEDIENT))
+    assert descriptors() == before
+
+
+# ----------------------------------------------------------------------------------------------------------- the end
+
+
+def test_a_worker_gets_time_to_end() -> None:
+    async def body(child: WorkerChild) -> None:
+        told = asyncio.Event()
+        words = "tell(); hear(); reply({'a': 1}); os._exit(0)"
+        tuning = asyncio.ensure_future(child.tune(told_to(words), lambda event: told.set()))
+        await told.wait()
+        await child.stop(LIMIT)
+        assert await tuning == {"a": 1}
+        with pytest.raises(WorkerGoneError, match="told to end"):
+            await child.ask("reply()")
+
+    with_child(body)
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.2])
+def test_a_worker_that_takes_longer_is_ended(grace: float) -> None:
+    async def body(child: WorkerChild) -> None:
+        told = asyncio.Event()
+        tuning = asyncio.ensure_future(child.tune(told_to("tell(); time.sleep(100)"), lambda event: told.set()))
+        await told.wait()
+        await child.stop(grace)
+        with pytest.raises(
+            WorkerGoneError, match="the worker was ended" if not grace else "the worker was told to end"
+        ):
+            await tuning
+
+    with_child(body)
+
+
+def test_all_that_it_started_ends_with_it() -> None:
+    """Those in sessions of their own, too, and their children."""
+
+    async def body(child: WorkerChild) -> None:
+        sleep = "import time; time.sleep(100)"
+        inner = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleep!r}]); {sleep}"
+        started = await child.ask(f"reply(start({inner!r}, start_new_session=True))")
+        await until(lambda: len(child.pids()) == 3)
+        assert child.pids()[:2] == [child.pid, started]
+        assert child.memory_bytes() > processes.memory_bytes(child.pid) > 1 << 20
+        everyone = child.pids()
+        await child.stop(0.0)
+        assert all(map(ended, everyone))
+
+    with_child(body)
+
+
+def test_what_a_crashed_worker_leaves_is_ended() -> None:
+    async def body(child: WorkerChild) -> None:
+        started = await child.ask("reply(start(start_new_session=True))")
+        assert started in child.pids()
+        os.kill(child.pid, signal.SIGKILL)
+        await until(lambda: child.gone)
+        assert ended(started)
+
+    with_child(body)
+
+
+def test_another_process_of_the_same_number_is_left_alone() -> None:
+    async def body(child: WorkerChild) -> None:
+        child._seen[os.getpid()] = "1"  # as one that ended long ago
+        os.kill(child.pid, signal.SIGKILL)
+        await until(lambda: child.gone)
+
+    with_child(body)
+
+
+def test_a_cancelled_request_ends_it() -> None:
+    async def body(child: WorkerChild) -> None:
+        tuning = asyncio.ensure_future(child.tune(told_to("time.sleep(100)"), lambda event: None))
+        await asyncio.sleep(0.05)
+        tuning.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await tuning
+        await until(lambda: child.gone)
+
+    with_child(body)
+
+
+def test_a_loop_that_ends_leaves_nothing() -> None:
+    before = descriptors()
+
+    async def forgetful() -> int:
+        return (await WorkerChild.start(program=OBEDIENT)).pid
+
+    pid = asyncio.run(forgetful())
+    assert ended(pid)
+    assert_reaped(pid)
+    assert descriptors() == before
+
+
+def test_it_can_be_stopped_any_number_of_times() -> None:
+    async def body(child: WorkerChild) -> None:
+        await asyncio.gather(child.stop(0.0), child.stop(LIMIT), child.stop(0.0))
+        await child.stop(1.0)
+        child.pause()
+        child.go()
+        assert child.memory_bytes() == 0
+
+    with_child(body)
+
+
+@pytest.mark.parametrize("starts", [pytest.param(50, marks=pytest.mark.full), 5])
+def test_many_starts_leave_nothing(starts: int) -> None:
+    async def run() -> list[tuple[set[str], int]]:
+        found = []
+        for turn in range(starts):
+            child = await WorkerChild.start(program=OBEDIENT)
+            words = ["reply()", "os._exit(1)", "send('x')"][turn % 3]
+            with pytest.raises(WorkerGoneError) if turn % 3 else contextlib.nullcontext():
+                await child.ask(words)
+            await child.stop(LIMIT if turn % 2 else 0.0)
+            assert_reaped(child.pid)
+            found.append((descriptors(), threading.active_count()))
+        return found
+
+    first, *rest = asyncio.run(run())
+    assert all(one == first for one in rest)
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def test_what_is_sent_is_one_line() -> None:
+    async def body(child: WorkerChild) -> None:
+        text = "line\nline\u2028\x00é"
+        assert await child.ask("reply(request['text'])", text=text) == text
+        assert "\n" not in json.dumps(text)
+
+    with_child(body)
