@@ -105,7 +105,6 @@ class Instance:
         """Say who holds the lock. Raises OSError."""
         pid = os.getpid()
         holder = Holder(pid, _now(), str(socket_path), __version__, birth(pid))
-        self._holder_path.unlink(missing_ok=True)  # one of a killed daemon
         write_whole(self._holder_path, json.dumps(asdict(holder), indent=1) + "\n")
         self._holder_path.chmod(0o600)
 

@@ -108,7 +108,7 @@ class Service:
         systemd.notify(READY=1, STATUS="tuning in the background")
         try:
             await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():  # it ends only when told to
+            if working.done() and not self._ended.is_set():  # it ends only when told to
                 working.result()
                 raise DaemonError("the scheduler has ended by itself")
         finally:

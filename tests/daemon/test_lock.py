@@ -190,8 +190,9 @@ def test_one_that_cannot_say_who_it_is_is_none(monkeypatch: pytest.MonkeyPatch) 
 
     with monkeypatch.context() as patch:
         patch.setattr(lock, "write_whole", refuse)
-        with pytest.raises(DaemonError, match=r"holder\.json cannot be written: No space left"):
+        with pytest.raises(DaemonError, match=r"holder\.json cannot be written: No space left") as caught:
             Instance.acquire()
+    assert caught, "its traceback keeps the lock alive, so that it is not the lock's own end that frees it"
     assert not lock.is_locked()
 
 

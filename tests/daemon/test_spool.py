@@ -121,6 +121,16 @@ def test_hits_are_seen_at_the_next_look(spool: Spool, root: Path, clock: Clock) 
     assert spool.poll() == []
 
 
+def test_the_same_hits_in_other_words_are_nothing_new(spool: Spool, root: Path, clock: Clock) -> None:
+    path = write(directory(root), "a")
+    for _ in range(10):
+        hits.add(path, 1)
+    assert [miss.hits for miss in spool.poll()] == [11]
+    hits.place(path).write_text("10")
+    clock.seconds += LOOK_SECONDS
+    assert spool.poll() == []
+
+
 def test_a_miss_that_comes_back_is_new(spool: Spool, root: Path) -> None:
     path = write(directory(root), "a")
     assert len(spool.poll()) == 1

@@ -115,7 +115,7 @@ ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max
 
 
 @given(st.dictionaries(st.sampled_from(sorted(PROBLEM.as_dict())), ANYTHING, max_size=3), ANYTHING)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_miss_is_answered(changes: dict[str, Any], threads: Any) -> None:
     (answer,) = assess([miss(detect("cpu"), {**PROBLEM.as_dict(), **changes}, threads=threads)])
     assert "refused" in answer or answer["key"]

@@ -131,7 +131,7 @@ NAMES = st.sampled_from(sorted(expanding._KINDS))
 
 
 @given(st.dictionaries(NAMES, JSON, max_size=3) | JSON)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_options_are_taken_or_refused(options: Any) -> None:
     """No option that passes the check breaks what comes after it."""
     try:
@@ -141,7 +141,7 @@ def test_any_options_are_taken_or_refused(options: Any) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["model", "hf_config", "plan", "shapes", "device"]), JSON, max_size=2))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_any_request_is_taken_or_refused(request_: dict[str, Any]) -> None:
     try:
         expand(request_)

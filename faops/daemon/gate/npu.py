@@ -25,9 +25,8 @@ LONGEST_ANSWER = 1 << 20  # bytes
 class Question:
     """One call of the tool. Raises OSError where it cannot be started."""
 
-    def __init__(self, words: tuple[str, ...], asked_at: float, beside_us: bool) -> None:
+    def __init__(self, words: tuple[str, ...], asked_at: float) -> None:
         self.words, self.asked_at = words, asked_at
-        self.beside_us = beside_us  # whether we were at work, so that the answer is of our work too
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed with the answer)
         try:
             self._process = subprocess.Popen(
@@ -65,14 +64,13 @@ class Npu:
         self, index: int, clock: Callable[[], float] = time.monotonic, alike: Callable[[], bool] = numbered_alike
     ) -> None:
         self.index, self._clock = index, clock
-        self._owners = Owners(alike)
+        self._owners = Owners(alike, ASK_SECONDS + LIMIT_SECONDS)
         self._question: Question | None = None
         self._asked_at = -ASK_SECONDS
         self._place: Place = ()
         self._untold = "npu-smi has not answered yet"
         self._load: float | None = None
         self._holders: set[int] = set()
-        self._beside_us = False
 
     def read(self, own: Collection[int], config: Config) -> Reading:
         """See :class:`~faops.daemon.gate.gate.Sensor`."""
@@ -96,7 +94,7 @@ class Npu:
             return
         self._asked_at = now
         try:
-            self._question = Question(USE if self._place else MAPPING, now, self._owners.working)
+            self._question = Question(USE if self._place else MAPPING, now)
         except OSError as error:
             self._untold = f"{TOOL} cannot be started ({error.strerror or error})"
 
@@ -115,18 +113,20 @@ class Npu:
         self._untold = "" if answer else "npu-smi failed"
         self._load = loads(answer).get(self._place)
         self._holders = {process for place, process, _ in processes(answer) if place == self._place}
-        self._beside_us = question.beside_us
 
     def _busy(self, allowed: float) -> str:
         """Who uses it, in words; "" for nobody."""
         owners = self._owners
         if owners.unclear:
             return f"one of pid {_listed(owners.unclear)} is not ours, and in a container nobody tells which"
-        if owners.working or self._beside_us:
-            return f"pid {_listed(owners.came)} came to the NPU" if owners.came else ""
         if self._load is None:
             others = {pid for pid in self._holders if not owners.is_ours(pid)}
             return f"pid {_listed(others)} on the NPU, of which npu-smi tells no use" if others else ""
+        if owners.came:
+            return f"pid {_listed(owners.came)} came to the NPU"
+        only_others = bool(self._holders) and not owners.here
+        if owners.working and not only_others:
+            return ""
         return f"other programs use {self._load:.0f} % of the NPU" if self._load > allowed else ""
 
     def _figures(self) -> dict[str, float]:

@@ -64,11 +64,16 @@ class Nvidia:
         others = self._others(use)
         if sum(others.values()) > allowed:
             return _named(others)
-        if self._owners.working:
-            return self._came(use)
+        if self._owners.unclear:
+            return f"one of {_listed(self._owners.unclear)} is not ours, and in a container nobody tells which"
         if use.utilisation is None:
-            return self._present(use)
-        return f"other programs use {use.utilisation:.0f} % of the GPU" if use.utilisation > allowed else ""
+            return self._present(use) if use.shares is None else ""
+        if self._owners.working:
+            return self._beside_us(use, allowed) if use.shares is None else ""
+        return self._used(use.utilisation, allowed)
+
+    def _used(self, utilisation: float, allowed: float) -> str:
+        return f"other programs use {utilisation:.0f} % of the GPU" if utilisation > allowed else ""
 
     def _others(self, use: Use) -> dict[int, float]:
         """Per cent of the GPU that each process uses which is certainly not ours."""
@@ -76,18 +81,16 @@ class Nvidia:
         unclear = self._owners.unclear
         return {pid: share for pid, share in shares.items() if not self._owners.is_ours(pid) and pid not in unclear}
 
-    def _came(self, use: Use) -> str:
-        """Who may compute beside us, as far as the driver does not tell what each process uses."""
-        if self._owners.unclear:
-            return f"one of {_listed(self._owners.unclear)} is not ours, and in a container nobody tells which"
-        told = use.shares is not None
-        return "" if told or not self._owners.came else f"{_listed(self._owners.came)} came to the GPU"
+    def _beside_us(self, use: Use, allowed: float) -> str:
+        """Who may compute beside us where the driver does not tell what each process uses."""
+        if self._owners.came:
+            return f"{_listed(self._owners.came)} came to the GPU"
+        only_others = bool(use.memory) and not self._owners.here
+        return self._used(use.utilisation or 0.0, allowed) if only_others else ""
 
     def _present(self, use: Use) -> str:
         """Who is there at all, which is what remains where no use is told, as on a MIG instance."""
-        if use.memory is None:
-            return f"the driver tells neither use nor processes of the GPU; {REGARDLESS}"
-        others = {pid for pid in use.memory if not self._owners.is_ours(pid)}
+        others = {pid for pid in use.memory or () if not self._owners.is_ours(pid)}
         return f"{_listed(others)} on the GPU, of which no use is told (as of MIG instances)" if others else ""
 
     def _figures(self, use: Use) -> dict[str, float]:

@@ -66,7 +66,9 @@ class Metrics:
             "faops_device_idle_seconds", "How long nobody else has used a device", ["device"], registry=registry
         )
         self._shown_figures: dict[str, set[str]] = {}
-        self._figures = Gauge("faops_gate_reading", "What a gate has looked at", ["device", "figure"], registry=registry)
+        self._figures = Gauge(
+            "faops_gate_reading", "What a gate has looked at", ["device", "figure"], registry=registry
+        )
         self._workers = Gauge(
             "faops_worker_memory_bytes", "Memory of the measuring child", ["device"], registry=registry
         )

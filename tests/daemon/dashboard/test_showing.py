@@ -90,7 +90,7 @@ def test_the_queue_says_why_each_waits(fake: Fake, page: Page) -> None:
     rows = [cells(row)[:5] for row in page.locator("#queue tr").all()]
     later = rows[1].pop()
     assert rows == [
-        [f"{samples.PREFILL} cuda:0, asked for", "0", "asked for", "1 min 35 s", "it is next"],
+        [f"{samples.PREFILL} cuda:0, asked for", "-", "asked for", "1 min 35 s", "it is next"],
         [f"{samples.DECODE} cuda:0", "1 200", "1.5 s", "1 min 35 s"],
         [f"{samples.SOFTCAP} cpu", "31", "620 ms", "1 min 35 s", "other programs use 5.2 of 8 cores"],
     ]
@@ -148,7 +148,7 @@ WAITING = {
         [samples.device(samples.XEON, gate=samples.gate(False, "it is 14:00, outside of 22:00-06:00"), waiting=3)],
         [],
     ),
-    "Waiting with 3 problems: the next problem is tried again later.": ([samples.device(samples.H200, waiting=3)], []),
+    "Waiting with 3 problems: the next one is about to begin.": ([samples.device(samples.H200, waiting=3)], []),
     "Waiting with 3 problems: the devices of this machine are looked up.": ([], []),
     "Waiting with 1 of 4 problems on NVIDIA H200: another program uses 80 % of it.": (
         [samples.device(samples.H200, gate=samples.gate(False, "another program uses 80 % of it"))],
@@ -161,8 +161,16 @@ WAITING = {
 def test_a_waiting_daemon(fake: Fake, page: Page, words: str) -> None:
     devices, running = WAITING[words]
     fake.status = samples.status("waiting", devices=devices, running=running, jobs={"waiting": 3})
+    fake.queue = samples.queue()
     show(fake, page)
     expect(page.locator("#state")).to_have_text(words)
+
+
+def test_a_daemon_that_waits_for_a_second_attempt(fake: Fake, page: Page) -> None:
+    fake.status = samples.status("waiting", devices=[samples.device(samples.H200, waiting=1)], jobs={"waiting": 1})
+    fake.queue = [samples.job(1, not_before=samples.moment(5))]
+    show(fake, page)
+    expect(page.locator("#state")).to_have_text("Waiting with 1 problem: those that failed are tried again later.")
 
 
 def test_a_stopping_daemon_offers_no_pause(fake: Fake, page: Page) -> None:
@@ -279,7 +287,7 @@ def test_quantities(fake: Fake, page: Page) -> None:
         "duration(200000)": "2 d 7 h", "duration(-5)": "0 s", "duration(undefined)": "-", "ratio(1.339)": "1.34x",
         "ratio(null)": "-", "megabytes(61.34e6)": "61.3 MB", "megabytes(null)": "-", "count(1234567)": "1 234 567",
         "counted(1, 'hit', 'hits')": "1 hit", "counted(0, 'hit', 'hits')": "0 hits", "clock(null)": "",
-        "clock('nonsense')": "", "config({a: 1, b: true})": "a=1, b=true", "config(null)": "", "config('a=1')": "a=1",
+        "clock('nonsense')": "", "config({a: 1, b: true})": "a=1, b=True", "config(null)": "", "config('a=1')": "a=1",
         "ahead(null)": False,
     }  # fmt: skip
     body = ", ".join(f"words.{call}" for call in expected)

@@ -124,14 +124,25 @@ def test_while_we_tune_those_count_that_came(watched: Watched) -> None:
 def test_an_answer_about_our_work_is_not_of_others(watched: Watched) -> None:
     watched.own = {os.getpid(), CHILD}
     watched.tell("95", CHILD)
-    watched.answered()
+    assert watched.busy() == ""
     watched.own = {os.getpid()}
     for _ in range(18):
         assert watched.look(0.25).busy == ""  # it was asked while we were at work
+    watched.tell("NA", CHILD)
+    assert watched.busy(0.5) == ""
     watched.tell("0")
     assert watched.busy() == ""
     watched.tell("95")
+    assert watched.busy(2 * ASK_SECONDS) == "other programs use 95 % of the NPU"
+
+
+def test_where_only_others_are_seen_all_use_is_theirs(watched: Watched) -> None:
+    """A child of ours lives, but works on another device."""
+    watched.own = {os.getpid(), CHILD}
+    watched.tell("95", SERVER)
     assert watched.busy() == "other programs use 95 % of the NPU"
+    watched.tell("95")
+    assert watched.busy() == ""  # it may not be seen yet
 
 
 def test_where_no_use_is_told_every_process_counts(watched: Watched) -> None:
@@ -152,6 +163,7 @@ def test_in_a_container_one_is_taken_for_ours(watched: Watched) -> None:
     watched.own = {os.getpid()}
     watched.tell("0")
     watched.busy()
+    watched.busy(4 * ASK_SECONDS)
     watched.own = {os.getpid(), CHILD}
     watched.tell("95", 70001, OTHER)
     assert watched.busy() == f"one of pid {OTHER}, 70001 is not ours, and in a container nobody tells which"

@@ -180,6 +180,38 @@ def test_where_no_process_is_told_those_that_came_count(gpu: Gpu) -> None:
     assert "others_utilisation" not in found.figures
 
 
+def test_where_only_others_are_seen_all_use_is_theirs(gpu: Gpu) -> None:
+    """A child of ours lives, but works on another device."""
+    gpu.pynvml.fail("uses")
+    gpu.pynvml.utilisation, gpu.pynvml.memory = 90, {SERVER: 5}
+    gpu.tune()
+    assert gpu.busy() == "other programs use 90 % of the GPU"
+    gpu.pynvml.memory = {SERVER: 5, CHILD: 1}
+    assert gpu.busy() == ""
+    gpu.pynvml.memory = {}
+    assert gpu.busy(5) == ""  # where nobody is seen, ours may be there unseen
+
+
+def test_who_came_before_our_child_began_to_compute_may_stay(gpu: Gpu) -> None:
+    gpu.pynvml.fail("uses")
+    gpu.tune()
+    gpu.busy()
+    gpu.pynvml.memory = {SERVER: 5}
+    assert gpu.busy() == ""
+    gpu.pynvml.memory = {SERVER: 5, CHILD: 1}
+    assert gpu.busy() == ""
+    gpu.pynvml.memory = {SERVER: 5, CHILD: 1, OTHER: 1}
+    assert gpu.busy() == f"pid {OTHER} came to the GPU"
+
+
+def test_where_each_share_is_told_the_whole_does_not_matter(gpu: Gpu) -> None:
+    gpu.pynvml.fail("rates")
+    gpu.pynvml.memory = {SERVER: 5}
+    assert gpu.busy() == ""
+    gpu.pynvml.use(SERVER, 50)
+    assert gpu.busy() == f"pid {SERVER} uses 50 % of the GPU"
+
+
 # --- instances (MIG), which tell no use -----------------------------------------------------------------------------
 
 
@@ -195,22 +227,22 @@ def test_on_an_instance_every_process_counts(instance: Gpu) -> None:
     assert instance.busy() == (f"pid {OTHER}, {SERVER} on the GPU, of which no use is told (as of MIG instances)")
 
 
-def test_on_an_instance_beside_us_those_count_that_came(instance: Gpu) -> None:
+def test_on_an_instance_others_count_beside_us_too(instance: Gpu) -> None:
     instance.busy()
     instance.tune()
     instance.pynvml.memory = {CHILD: 1}
     assert instance.busy() == ""
     instance.pynvml.memory[OTHER] = 1
-    assert instance.busy() == f"pid {OTHER} came to the GPU"
+    assert instance.busy() == f"pid {OTHER} on the GPU, of which no use is told (as of MIG instances)"
     del instance.pynvml.memory[OTHER]
     assert instance.busy() == ""
 
 
-def test_where_neither_use_nor_processes_are_told(gpu: Gpu) -> None:
-    gpu.pynvml.fail("rates", "processes")
-    assert gpu.busy() == f"the driver tells neither use nor processes of the GPU; {REGARDLESS}"
+def test_where_nothing_at_all_is_told(gpu: Gpu) -> None:
     gpu.pynvml.fail("rates", "processes", "uses")
     assert "the driver tells nothing of the GPU" in gpu.busy()
+    gpu.pynvml.fail("rates", "processes")
+    assert gpu.busy(10) == ""
 
 
 @pytest.mark.parametrize(("name", "uuid"), [("GPU-1", "GPU-1"), ("GPU-1", "1"), ("MIG-1", "MIG-1"), ("MIG-1", "1")])
@@ -259,7 +291,12 @@ def test_who_came_later_is_not_ours(contained: Gpu) -> None:
     contained.pynvml.memory = {OUTER: 1, OTHER: 1}
     assert contained.busy() == f"pid {OTHER} came to the GPU"
     contained.pynvml.memory = {OTHER: 1}
-    assert contained.busy(5) == f"pid {OTHER} came to the GPU"  # ours ended, which makes the other none of ours
+    assert contained.busy() == f"pid {OTHER} came to the GPU"
+    assert contained.busy(5) == ""  # ours ended, which does not make the other one ours
+    contained.pynvml.utilisation = 70
+    assert contained.busy() == "other programs use 70 % of the GPU"
+    contained.pynvml.memory = {OTHER: 1, OUTER_NEXT: 1}
+    assert contained.busy() == ""
 
 
 def test_of_two_that_came_at_once_nobody_knows(contained: Gpu) -> None:

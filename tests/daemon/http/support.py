@@ -102,7 +102,9 @@ NO_ADDRESS = ArgumentError("http", "'8.8.8.8:80'", "an address of the loopback")
 class InProcess:
     """Asks an application without sockets. Every answer is held against the API's description."""
 
-    def __init__(self, control: FakeControl, tcp_token: str | None = None, server: str = "http://127.0.0.1:8741") -> None:
+    def __init__(
+        self, control: FakeControl, tcp_token: str | None = None, server: str = "http://127.0.0.1:8741"
+    ) -> None:
         self.control = control
         self.app = build(control, tcp_token)
         self.server = server
@@ -258,7 +260,9 @@ def one_answer(connection: socket.socket) -> tuple[int, bytes]:
     while b"\r\n\r\n" not in found:
         found += connection.recv(65536)
     head, _, body = found.partition(b"\r\n\r\n")
-    length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
+    length = next(
+        int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+    )
     while len(body) < length:
         body += connection.recv(65536)
     return int(head.split()[1]), body

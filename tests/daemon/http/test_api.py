@@ -79,7 +79,7 @@ def test_pages_go_through_all_jobs_once(ask: InProcess, control: FakeControl, st
 
 
 def test_jobs_are_chosen_by_state(ask: InProcess, control: FakeControl) -> None:
-    first, second, third = add(control, 3)
+    first, second, _ = add(control, 3)
     control.queue.cancel(first)
     control.queue.begin(second)
     for states, expected in (("cancelled", [first]), ("done", []), (["cancelled", "running"], [second, first])):
@@ -171,7 +171,9 @@ def test_pausing_and_resuming(ask: InProcess, control: FakeControl) -> None:
     assert ask.json("POST", "/v1/pause", json={"seconds": None})["state"] == "paused"
     assert ask.json("POST", "/v1/resume")["state"] == "idle"
     assert ask.json("POST", "/v1/resume", json={})["state"] == "idle"
-    assert control.told == [("pause", "a benchmark", 60.0), ("pause", "", None), ("pause", "", None)] + 2 * [("resume",)]
+    assert control.told == [("pause", "a benchmark", 60.0), ("pause", "", None), ("pause", "", None)] + 2 * [
+        ("resume",)
+    ]
 
 
 @pytest.mark.parametrize(

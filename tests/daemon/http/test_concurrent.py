@@ -42,7 +42,8 @@ async def ask(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, path: str, body: object = None
 ) -> tuple[int, dict[str, object]]:
     content = b"" if body is None else json.dumps(body).encode()
-    head = f"{method} {path} HTTP/1.1\r\nHost: f\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    headers = ("Host: f", "Content-Type: application/json", f"Content-Length: {len(content)}")
+    head = "\r\n".join([f"{method} {path} HTTP/1.1", *headers, "", ""])
     writer.write(head.encode() + content)
     answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
     length = next(int(line.split(b":")[1]) for line in answer.split(b"\r\n") if line.startswith(b"content-length"))
@@ -71,7 +72,7 @@ def test_all_are_answered_while_others_misbehave(served: Served) -> None:
 
     async def nuisance(number: int) -> None:
         for _ in range(20):
-            reader, writer = await asyncio.open_unix_connection(str(served.path))
+            _, writer = await asyncio.open_unix_connection(str(served.path))
             writer.write([b"GET /", b"\xff" * 100, b"POST /v1/pause HTTP/1.1\r\nHost: f\r\n\r\n{", b""][number % 4])
             await asyncio.sleep(0.005)
             writer.close()

@@ -40,7 +40,18 @@ def test_all_but_the_page_wants_a_token(over_tcp: InProcess, control: FakeContro
 
 
 @pytest.mark.parametrize(
-    "given", ["", "Bearer", "Bearer ", "Bearer a-toke", "Bearer a-token2", "Basic a-token", "a-token", "Bearer é", "Bearer a-token a-token"]
+    "given",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer a-toke",
+        "Bearer a-token2",
+        "Basic a-token",
+        "a-token",
+        "Bearer é",
+        "Bearer a-token a-token",
+    ],
 )
 def test_another_token_is_none(over_tcp: InProcess, given: str) -> None:
     over_tcp.problem("GET", "/v1/status", 401, headers=[(b"authorization", given.encode("latin-1"))])
@@ -65,7 +76,16 @@ def test_the_loopbacks_names_are_known(over_tcp: InProcess, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8741", "127.0.0.1", "127.0.0.1:80", "localhost:8742", "localhost.evil.example:8741", ""]
+    "host",
+    [
+        "evil.example",
+        "evil.example:8741",
+        "127.0.0.1",
+        "127.0.0.1:80",
+        "localhost:8742",
+        "localhost.evil.example:8741",
+        "",
+    ],
 )
 @pytest.mark.parametrize("path", ["/v1/status", "/", "/healthz"])
 def test_other_names_for_it_are_not(over_tcp: InProcess, host: str, path: str) -> None:
@@ -82,7 +102,11 @@ def test_other_names_for_it_are_not(over_tcp: InProcess, host: str, path: str) -
         ("http://127.0.0.1:80", "127.0.0.1", 200),
         ("http://127.0.0.1:80", "localhost", 200),
         ("http://127.0.0.1:80", "evil.example", 421),
-        ("http://192.0.2.1:8741", "gpu7.example:8741", 200),  # allowed by its user, and the token is wanted all the same
+        (
+            "http://192.0.2.1:8741",
+            "gpu7.example:8741",
+            200,
+        ),  # allowed by its user, and the token is wanted all the same
     ],
 )
 def test_of_each_address(control: FakeControl, server: str, host: str, status: int) -> None:
@@ -121,7 +145,9 @@ def test_every_answer_has_the_headers_that_keep_browsers_careful(ask: InProcess,
         assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
         policy = headers["content-security-policy"]
         assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
-        assert headers["cache-control"] == ("no-cache" if method == "GET" and path in FREE - {"/healthz"} else "no-store")
+        assert headers["cache-control"] == (
+            "no-cache" if method == "GET" and path in FREE - {"/healthz"} else "no-store"
+        )
         assert headers["date"].endswith("GMT")
         assert "server" not in headers and "access-control-allow-origin" not in headers
 
@@ -131,8 +157,13 @@ def test_every_answer_has_the_headers_that_keep_browsers_careful(ask: InProcess,
 
 def test_a_daemon_that_ends_is_read_and_not_changed(ask: InProcess, control: FakeControl) -> None:
     control.stopping = True
-    for method, path in (("POST", "/v1/pause"), ("POST", "/v1/submissions"), ("DELETE", "/v1/jobs/1"), ("POST", "/v1/http")):
-        assert "about to end" in ask.problem(method, path, 503) ["detail"]
+    for method, path in (
+        ("POST", "/v1/pause"),
+        ("POST", "/v1/submissions"),
+        ("DELETE", "/v1/jobs/1"),
+        ("POST", "/v1/http"),
+    ):
+        assert "about to end" in ask.problem(method, path, 503)["detail"]
     assert control.told == []
     ask.json("GET", "/v1/status")
     ask.json("POST", "/v1/stop", status=202)

@@ -36,7 +36,9 @@ def test_head_is_get_without_the_body(ask: InProcess, path: str) -> None:
     assert [head.headers[name] for name in names] == [got.headers[name] for name in names]
 
 
-@pytest.mark.parametrize("accept", ["*/*", "application/json", "application/*", "text/html, */*;q=0.1", "a/b,APPLICATION/JSON"])
+@pytest.mark.parametrize(
+    "accept", ["*/*", "application/json", "application/*", "text/html, */*;q=0.1", "a/b,APPLICATION/JSON"]
+)
 def test_json_goes_to_whoever_takes_it(ask: InProcess, accept: str) -> None:
     ask.json("GET", "/v1/status", headers={"accept": accept})
 

@@ -243,7 +243,7 @@ def test_an_idle_server_sleeps(served: Served) -> None:
     """No tick: nothing is scheduled while nothing happens."""
 
     async def scheduled() -> int:
-        handles = getattr(asyncio.get_running_loop(), "_scheduled")
+        handles = asyncio.get_running_loop()._scheduled
         return len([handle for handle in handles if not handle.cancelled()])
 
     assert served.run(scheduled()) == 0

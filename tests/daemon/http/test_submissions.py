@@ -28,8 +28,9 @@ VALIDATOR = jsonschema_rs.validator_for(SCHEMA)
         {
             "model": "Qwen/Qwen3-8B",
             "options": {
-                "dtype": "bfloat16", "batch": 4, "prompt": [128, 512], "context": 1024, "phases": ["decode", "training"],
-                "page_size": [16], "training": True, "kv_cache": False, "packed": True,
+                "dtype": "bfloat16", "batch": 4, "prompt": [128, 512], "context": 1024,
+                "phases": ["decode", "training"], "page_size": [16],
+                "training": True, "kv_cache": False, "packed": True,
             },
         },
         {"model": "x", "options": {"phases": "prefill", "context": []}},

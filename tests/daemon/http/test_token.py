@@ -37,7 +37,7 @@ def test_its_file_is_its_users_alone(tmp_path: Path, umask: int) -> None:
 
 def test_what_cannot_be_read_or_written_says_so(tmp_path: Path) -> None:
     for make in (lambda path: token.read(path), lambda path: token.write(path / "deeper", "x")):
-        with pytest.raises(DaemonError, match="none.*cannot be"):
+        with pytest.raises(DaemonError, match=r"none.*cannot be"):
             make(tmp_path / "none")
     (tmp_path / "large").write_text("x" * 1000)
     with pytest.raises(DaemonError, match="larger"):

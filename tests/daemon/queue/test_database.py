@@ -128,8 +128,8 @@ def test_what_is_no_database_is_moved_aside(path: Path, content: bytes) -> None:
 
 
 def test_what_is_no_queue_is_moved_aside(path: Path) -> None:
-    path.parent.mkdir()
-    change(path, "CREATE TABLE jobs (id INTEGER)")
+    with_jobs(path)
+    change(path, "PRAGMA application_id = 1")
     with Queue(path) as queue:
         assert queue.broken is not None and queue.counts()["waiting"] == 0
 
@@ -139,6 +139,15 @@ def test_a_queue_without_one_of_its_tables_is_moved_aside(path: Path) -> None:
     change(path, "DROP TABLE totals")
     with Queue(path) as queue:
         assert queue.broken is not None and queue.totals()["tuned"] == 0
+
+
+def test_a_queue_with_garbage_in_the_middle_is_moved_aside(path: Path) -> None:
+    with_jobs(path, 50)
+    with open(path, "r+b") as file:
+        file.seek(path.stat().st_size // 8192 * 4096)
+        file.write(b"\xff" * 4096)
+    with Queue(path) as queue:
+        assert queue.broken is not None and queue.jobs() == []
 
 
 def test_a_truncated_queue_is_moved_aside(path: Path) -> None:

@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import * as dialog from "./dialog.js";
 import { askForToken, letIn, wire } from "./forms.js";
-import { drawLists, fetchLists, jobOf, showMore, signature } from "./jobs.js";
+import { drawLists, fetchLists, isDue, jobOf, showMore, signature } from "./jobs.js";
 import { find, say } from "./rows.js";
 import { drawStatus } from "./status.js";
 import { clock, duration, sentence } from "./words.js";
@@ -87,7 +87,9 @@ function draw() {
   drawLists(status);
   say(find("pause"), status.paused ? "Resume" : "Pause");
   find("pause-choice").hidden = Boolean(status.paused);
-  announce(`state ${status.state}`, sentence(status));
+  const words = sentence(status, isDue());
+  say(find("state"), words);
+  announce(`state ${status.state}`, words);
 }
 
 let announced = "";

@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { fill, find, part, patch, say } from "./rows.js";
 import { named } from "./status.js";
-import { clock, config, count, counted, duration, ratio, seconds, whyItWaits } from "./words.js";
+import { ahead, clock, config, count, counted, duration, ratio, seconds, whyItWaits } from "./words.js";
 
 const FIRST = 20; // rows of a list at first
 const STEP = 80; // and this many more each time
@@ -25,6 +25,11 @@ export async function fetchLists() {
 /** What the lists depend on: while this stays, they need not be fetched again. */
 export function signature(status) {
   return JSON.stringify([status.started, status.jobs, status.totals.tuned, status.running.map(({ job }) => job.id)]);
+}
+
+/** Whether a job waits for nothing but its turn. */
+export function isDue() {
+  return lists.queue.some((job) => !ahead(job.not_before));
 }
 
 /** The job of a row in one of the lists, or undefined. */
@@ -66,14 +71,16 @@ function left(rest, limit) {
   return `${count(rest)} more${limit < MOST ? "" : "; faops daemon jobs lists them all"}`;
 }
 
-const whose = (job) => `${job.device}${job.source === "submission" ? ", asked for" : ""}${job.forced ? ", anew" : ""}`;
+const asked = (job) => job.source === "submission";
+const whose = (job) => `${job.device}${asked(job) ? ", asked for" : ""}${job.forced ? ", anew" : ""}`;
+const hits = (job) => (asked(job) ? "" : `, ${counted(job.hits, "hit", "hits")}`);
 
 function drawWaiting(row, job, place, status) {
   fill(row, {
     problem: job.problem,
     device: whose(job),
-    hits: count(job.hits),
-    priority: job.source === "submission" ? "asked for" : seconds(job.priority),
+    hits: asked(job) ? "-" : count(job.hits),
+    priority: asked(job) ? "asked for" : seconds(job.priority),
     about: duration(job.tuning_seconds),
     why: whyItWaits(job, place, status),
   });
@@ -85,7 +92,7 @@ function drawAside(row, job) {
   const why = job.state === "cancelled" ? "cancelled" : failed;
   fill(row, {
     problem: job.problem,
-    device: `${whose(job)}, ${counted(job.hits, "hit", "hits")}`,
+    device: whose(job) + hits(job),
     since: clock(job.finished),
     why: job.message ? `${why}: ${job.message}` : why,
   });

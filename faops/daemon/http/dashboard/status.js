@@ -1,11 +1,10 @@
-// Draws what /v1/status says: the sentence, devices, running jobs, totals.
+// Draws what /v1/status says: the title, devices, running jobs, totals.
 
 import { fill, find, part, patch, say } from "./rows.js";
-import { clock, count, counted, duration, megabytes, seconds, sentence } from "./words.js";
+import { clock, count, counted, duration, megabytes, seconds } from "./words.js";
 
 /** Draws everything but the lists of jobs. */
 export function drawStatus(status) {
-  say(find("state"), sentence(status));
   document.title = `${title(status)} · faops daemon`;
   drawRunning(status);
   drawDevices(status);

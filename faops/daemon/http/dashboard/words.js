@@ -1,6 +1,7 @@
 // Numbers, times and states as people read them; the same forms as in the tuning reports.
 
 const UNITS = [["s", 1], ["ms", 1e-3], ["us", 1e-6], ["ns", 1e-9]];
+const FLAGS = new Map([[true, "True"], [false, "False"]]);
 const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
 const DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
 
@@ -48,17 +49,17 @@ export function clock(iso) {
 /** Whether a time lies ahead. */
 export const ahead = (iso) => iso !== null && iso !== undefined && new Date(iso).getTime() > Date.now();
 
-/** Options of a kernel, such as "block_q=64, block_k=128". */
+/** Options of a kernel as faops writes them everywhere, such as "block_q=64, upcast=False". */
 export function config(value) {
   if (value === null || typeof value !== "object") return String(value ?? "");
-  return Object.entries(value).map(([name, option]) => `${name}=${option}`).join(", ");
+  return Object.entries(value).map(([name, option]) => `${name}=${FLAGS.get(option) ?? option}`).join(", ");
 }
 
-/** What the daemon does, in a sentence. */
-export function sentence(status) {
+/** What the daemon does, in a sentence; `due` tells whether a waiting problem may begin as far as it is concerned. */
+export function sentence(status, due) {
   switch (status.state) {
     case "tuning": return `Tuning ${work(status)}.`;
-    case "waiting": return `Waiting with ${work(status)}: ${obstacle(status)}.`;
+    case "waiting": return `Waiting with ${work(status)}: ${obstacle(status, due)}.`;
     case "paused": return `Paused${pause(status.paused)}.`;
     case "stopping": return "Stopping.";
     default: return "Idle: nothing to tune.";
@@ -76,13 +77,14 @@ function work(status) {
 }
 
 /** Why nothing is measured although something waits. */
-function obstacle(status) {
+function obstacle(status, due) {
   const busy = new Set(status.running.map(({ job }) => job.device));
   const wanted = status.devices.filter((device) => device.waiting > 0 || busy.has(device.device));
   const closed = wanted.filter((device) => !device.gate.open);
   const reasons = [...new Set(closed.map((device) => device.gate.reason))];
   if (reasons.length) return reasons.join("; ");
-  return status.devices.length ? "the next problem is tried again later" : "the devices of this machine are looked up";
+  if (status.devices.length === 0) return "the devices of this machine are looked up";
+  return due ? "the next one is about to begin" : "those that failed are tried again later";
 }
 
 function pause(paused) {
