@@ -47,8 +47,7 @@ def loads(table: str) -> dict[Place, float]:
     """
     found: dict[Place, float] = {}
     card = ""
-    start = PROCESSES.search(table)
-    for line in table[: start.start() if start else None].splitlines():
+    for line in table.splitlines():
         first, second, third = (*_cells(line), "", "", "")[:3]
         number = first.partition(" ")[0]
         if not number.isdecimal():

@@ -70,13 +70,13 @@ def remember(q: Tensor, k: Tensor, v: Tensor, options: tuple[Any, ...], argument
     numbers = arguments[3:]
     launch, config = plan.kernel.launch, plan.config
     recorded = _needs_gradient(q, k, v)
-    tally = None if recorded else misses.tally(problem, device, plan)  # what is recorded is counted further down
+    tally = misses.tally(problem, device, plan)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Any:
         if heads_first:
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if recorded:
-            out, lse = with_gradient(q, k, v, *numbers)
+            out, lse = with_gradient(q, k, v, *numbers)  # which counts the call itself
         else:
             out, lse = launch(AttentionInputs(q, k, v, *numbers), config)
             if tally is not None and next(tally.ticks, True):

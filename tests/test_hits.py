@@ -160,7 +160,7 @@ def test_no_hits_without_their_miss(miss: Path) -> None:
     assert hits.read(miss) == 1 + 64
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(numbers=st.lists(st.integers(1, 10**9), max_size=40), junk=st.binary(max_size=30))
 def test_the_sum_of_what_was_added(tmp_path_factory: pytest.TempPathFactory, numbers: list[int], junk: bytes) -> None:
     miss = tmp_path_factory.mktemp("sum") / "misses" / "abc.json"

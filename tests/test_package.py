@@ -23,7 +23,7 @@ MODULES = {
     for path in sorted((ROOT / "faops").rglob("*.py"))
 }
 FOLDERS = (".ci", "benchmarks", "cli", "docs", "examples", "faops", "tests")
-TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".cfg"}
+TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".cfg", ".html", ".css", ".js", ".svg"}
 TEXT_NAMES = {"Makefile", "LICENSE", ".gitignore", "run"}
 MAX_LINES = 400
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import faops
-from faops import dispatch, registry, repeat
+from faops import api, dispatch, registry, repeat
 
 OPTIONS = [
     {},
@@ -41,13 +41,13 @@ def as_tuple(result: object) -> tuple[Tensor, ...]:
 def count_long_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows with every call that takes the long path."""
     calls: list[int] = []
-    original = faops.api._dense_arguments
+    original = api._dense_arguments
 
     def counted(*args: object, **options: object) -> object:
         calls.append(1)
         return original(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(faops.api, "_dense_arguments", counted)
+    monkeypatch.setattr(api, "_dense_arguments", counted)
     return calls
 
 

@@ -35,6 +35,7 @@ SILENCE_LIMIT_CALLS = 500.0  # and as long as this many calls
 EXIT_SECONDS = 3.0  # what a process gets to end once it has closed its connection
 POLL_SECONDS = 0.01
 PAUSED_POLL_SECONDS = 1.0
+MEMORY_SECONDS = 2.0  # looking takes milliseconds a process
 OUTPUT_BYTES = 1 << 16  # kept of what it prints
 LINE_BYTES = 1 << 24  # no answer is longer
 READ_BYTES = 1 << 16
@@ -83,6 +84,7 @@ class WorkerChild:
         self._heard = time.monotonic()  # when it last said something, or was allowed to go on
         self._paused = False
         self._seen: dict[int, str] = {}  # when each process was born that was met among its descendants
+        self._weighed_at, self._memory = -MEMORY_SECONDS, 0
         self._why = ""  # it was ended from here
         self._end: WorkerGoneError | None = None
 
@@ -151,8 +153,13 @@ class WorkerChild:
         return found
 
     def memory_bytes(self) -> int:
-        """Memory that it and its descendants hold."""
-        return sum(map(processes.memory_bytes, self.pids()))
+        """Memory that it and its descendants hold, looked at no more often than every MEMORY_SECONDS."""
+        if self.gone:
+            return 0
+        now = time.monotonic()
+        if now - self._weighed_at >= MEMORY_SECONDS:
+            self._weighed_at, self._memory = now, sum(map(processes.memory_bytes, self.pids()))
+        return self._memory
 
     # ------------------------------------------------------------------------------------------ ending
 

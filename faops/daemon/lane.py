@@ -198,18 +198,18 @@ class Lane:
             cancelled = self.running is not None and self.running.cancelled
             await self._write(lambda: queue.cancel(job.id) if cancelled else queue.release(job.id))
         elif result["status"] == "failed":
-            await self._fail(job, result["message"], crashed=False)
+            await self._fail(job, result["message"], crashed=False, result=result)
         else:
             await self._write(lambda: queue.finish(job.id, result, result["message"]))
             self.shop.metrics.finished(result, job.task.device)
             facts = {name: result.get(name) for name in ("status", "speedup", "seconds", "measurements", "kernel")}
             logger.info("job_done", result["message"], job=job.id, **facts)
 
-    async def _fail(self, job: Job, message: str, crashed: bool) -> None:
+    async def _fail(self, job: Job, message: str, crashed: bool, result: dict[str, Any] | None = None) -> None:
         """It is tried again later, and quarantined in the end."""
         self.shop.metrics.failed("crash" if crashed else "job")
         logger.error("job_crashed" if crashed else "job_failed", message, job=job.id)
-        await self._write(lambda: self.shop.queue.fail(job.id, message, crashed=crashed))
+        await self._write(lambda: self.shop.queue.fail(job.id, message, crashed, result))
 
     async def _watched(self, job: Job, child: WorkerChild, member: Member) -> dict[str, Any] | None:
         """The result of tuning; None where it was broken off for others, or because the daemon stops."""

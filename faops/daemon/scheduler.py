@@ -23,6 +23,7 @@ from faops.errors import DaemonError
 
 RETRY_SECONDS = 30.0  # after no child could say which devices there are
 UPKEEP_SECONDS = 10.0
+MEMORY_SECONDS = 2.0
 PRUNE_SECONDS = 86400.0
 KEPT_DAYS = 90
 
@@ -54,6 +55,7 @@ class Scheduler:
         self.intake = Intake(queue, spool, metrics, self.launch, self._may_assess, self.wake)
         self.stopping = False
         self._stopped = asyncio.Event()
+        self._memory: dict[WorkerChild | None, tuple[float, int]] = {}
         self.trouble = "looking for devices"  # why nothing is tuned yet; "" once the devices are known
 
     # ------------------------------------------------------------------------------------------ life
@@ -112,13 +114,25 @@ class Scheduler:
         pruned_at = -PRUNE_SECONDS
         while not self.stopping:
             for lane in self.lanes:
-                child = lane.child
-                self.metrics.worker(lane.name, None if child is None else child.memory_bytes())
+                self.metrics.worker(lane.name, None if lane.child is None else self.memory_of(lane.child))
             if time.monotonic() - pruned_at > PRUNE_SECONDS:
                 with contextlib.suppress(DaemonError):  # the disk is full; the next day will do
                     self.queue.prune(KEPT_DAYS)
                 pruned_at = time.monotonic()
             await self._pause(UPKEEP_SECONDS)
+
+    def memory_of(self, child: WorkerChild | None) -> int:
+        """Bytes that a child and what it has started hold, or this process (None); up to MEMORY_SECONDS old.
+
+        The system counts them page by page, which takes milliseconds.
+        """
+        now = time.monotonic()
+        looked, found = self._memory.get(child, (-MEMORY_SECONDS, 0))
+        if now - looked >= MEMORY_SECONDS:
+            found = processes.memory_bytes(os.getpid()) if child is None else child.memory_bytes()
+            self._memory = {one: kept for one, kept in self._memory.items() if one is None or not one.gone}
+            self._memory[child] = now, found
+        return found
 
     # ------------------------------------------------------------------------------------------ orders
 

@@ -24,10 +24,10 @@ from faops.daemon.queue import Queue
 from faops.daemon.scheduler import Scheduler
 from faops.daemon.spool import Spool
 from faops.errors import ArgumentError, DaemonError, FaopsError
-from faops.processes import memory_bytes
 
 STOP_SECONDS = 8.0  # what an orderly end may take; then the process ends anyway, and nothing is lost
 ANSWER_SECONDS = 0.2  # a client that has ordered the end still gets its answer
+STATUS_SECONDS = 0.1
 DEFAULT_ADDRESS = "127.0.0.1:0"
 
 logger = log.get("service")
@@ -65,6 +65,8 @@ def run(options: Options) -> int:
     with Instance.acquire():
         log.setup(paths.log_path(), options.log_level, stderr=_stderr(options))
         with Queue(paths.queue_path(), attempts=config.attempts) as queue:
+            if queue.broken is not None:
+                logger.warning("queue_broken", f"the queue could not be read; it is kept as {queue.broken}")
             return asyncio.run(Service(options, config, queue).run())
 
 
@@ -81,6 +83,8 @@ class Service:
         self._tcp: server.Listener | None = None
         self._url = ""  # with its token
         self._opening = asyncio.Lock()
+        self._told: dict[str, Any] = {}
+        self._told_at = 0.0
         self._doorman = Doorman(self.metrics.refused)
 
     # ------------------------------------------------------------------------------------------ life
@@ -174,6 +178,13 @@ class Service:
         return (False, "it is stopping") if self.stopping else (True, self.scheduler.trouble)
 
     def status(self) -> dict[str, Any]:
+        """The same to all who ask within STATUS_SECONDS, unless something was ordered meanwhile."""
+        now = time.monotonic()
+        if not self._told or now - self._told_at > STATUS_SECONDS:
+            self._told, self._told_at = self._look(), now
+        return self._told
+
+    def _look(self) -> dict[str, Any]:
         scheduler = self.scheduler
         return {
             "version": __version__,
@@ -183,7 +194,7 @@ class Service:
             "state": "stopping" if self.stopping else status.state_of(scheduler),
             "paused": status.paused_of(scheduler),
             "jobs": self.queue.counts(),
-            "memory_bytes": memory_bytes(os.getpid()),
+            "memory_bytes": scheduler.memory_of(None),
             "http": None if self._tcp is None else self._tcp.url,
             "devices": status.devices_of(scheduler),
             "running": [
@@ -205,12 +216,15 @@ class Service:
         self.wake()
 
     def wake(self) -> None:
+        self._told = {}
         self.scheduler.wake()
 
     def cancel(self, job_id: int) -> Job:
+        self._told = {}
         return self.scheduler.cancel(job_id)
 
     def stop(self) -> None:
+        self._told = {}
         self._ended.set()
 
     async def open_http(self, address: str | None) -> str:
@@ -225,6 +239,7 @@ class Service:
                     app.build(self, tcp_token=secret), host, port, self._doorman, self.options.allow_remote
                 )
                 token.write(paths.token_path(), secret)
+                self._told = {}
                 self._tcp, self._url = listener, f"{listener.url}/#token={secret}"
                 logger.info("listening", listener.url)
             return self._url

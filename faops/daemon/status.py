@@ -21,7 +21,8 @@ def state_of(scheduler: Scheduler) -> str:
         return "paused"
     if any(lane.running is not None and not lane.running.yielding for lane in scheduler.lanes):
         return "tuning"
-    return "waiting" if scheduler.queue.counts().get("waiting") or scheduler.intake.misses else "idle"
+    jobs = scheduler.queue.counts()
+    return "waiting" if jobs["waiting"] or jobs["running"] or scheduler.intake.misses else "idle"
 
 
 def paused_of(scheduler: Scheduler) -> dict[str, Any] | None:
@@ -55,7 +56,7 @@ def _device(scheduler: Scheduler, lane: Lane, member: Member, first: bool) -> di
             "idle_seconds": state.idle_seconds,
             "figures": dict(state.figures),
         },
-        "worker": None if child is None else {"pid": child.pid, "memory_bytes": child.memory_bytes()},
+        "worker": None if child is None else {"pid": child.pid, "memory_bytes": scheduler.memory_of(child)},
         "waiting": scheduler.queue.waiting(lane.name) if first else 0,
     }
 

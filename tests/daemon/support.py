@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any
 
 from faops.daemon.child import WorkerError, WorkerGoneError
 from faops.daemon.config import Config
 from faops.daemon.gate import GateState
+from faops.daemon.http.metrics import Metrics
 from faops.daemon.jobs import Job, Task
+from faops.daemon.queue import Queue
+from faops.daemon.scheduler import Scheduler
+from faops.daemon.spool import Spool
 
 CPU = {
     "device": "cpu", "name": "A CPU", "identity": "cpu_a", "environment": "torch-1", "vendor": "cpu", "arch": "x86_64",
@@ -85,6 +90,7 @@ class FakeChild:
 
     async def tune(self, job: Job, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """One measurement each hundredth of a second, while not paused."""
+        assert not self.gone
         self.workplace.tuned.append(job)
         for done in range(1, self.workplace.measurements + 1):
             await asyncio.wait({asyncio.ensure_future(self.ended.wait())}, timeout=0.01)
@@ -138,5 +144,24 @@ async def until(condition: Callable[[], object], limit: float = LIMIT) -> None:
         await asyncio.sleep(0.01)
 
 
-__all__ = ["CONFIG", "CPU", "FakeChild", "FakeGate", "WorkerError", "WorkerGoneError", "Workplace", "result", "task",
-           "until"]  # fmt: skip
+@contextlib.asynccontextmanager
+async def working(queue: Queue, spool: Spool, workplace: Workplace, gate: FakeGate) -> AsyncIterator[Scheduler]:
+    """A scheduler at work; none of its children is left afterwards."""
+    scheduler = Scheduler(queue, spool, CONFIG, Metrics(queue), workplace.launch, lambda device, config: gate)
+    running = asyncio.ensure_future(scheduler.run())
+    try:
+        await until(lambda: scheduler.lanes or running.done())
+        yield scheduler
+    finally:
+        await scheduler.stop()
+        await asyncio.wait_for(running, 10)
+        assert all(child.gone for child in workplace.children)
+
+
+def add(queue: Queue, *keys: str, hits: int = 1) -> dict[str, int]:
+    """Jobs of misses; their ids by key."""
+    return {job.task.key: job.id for job in queue.missed([(task(key), hits) for key in keys])}
+
+
+__all__ = ["CONFIG", "CPU", "FakeChild", "FakeGate", "WorkerError", "WorkerGoneError", "Workplace", "add", "result",
+           "task", "until", "working"]  # fmt: skip

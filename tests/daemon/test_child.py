@@ -1,72 +1,25 @@
-"""The handle of a worker: asking, pausing, and workers that crash, hang, talk nonsense or print without end."""
+"""The handle of a worker: asking, pausing, and what it tells of a worker that crashes, hangs or talks nonsense."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
 import sys
-import threading
-import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from faops import processes
 from faops.daemon import child as child_module
 from faops.daemon.child import WorkerChild, WorkerError, WorkerGoneError
-from faops.daemon.jobs import Job, Task
+from faops.daemon.jobs import Task
 from faops.errors import DaemonError
 
-from .obedient import OBEDIENT
-
-LIMIT = 30.0  # far more than anything here takes, on a busy machine too
-TASK = Task("cpu_x", "schema-1", "cpu", 2, "key", {"op": "forward"}, "reply(request)", 0.5, 10.0)
-JOB = Job(7, TASK, "miss", "running")
-
-T = TypeVar("T")
-Body = Callable[[WorkerChild], Awaitable[T]]
-
-
-def with_child(body: Body[T], program: str = OBEDIENT) -> T:
-    """What ``body`` makes of a child, which is ended in any case."""
-
-    async def run() -> T:
-        child = await WorkerChild.start(program=program)
-        try:
-            return await asyncio.wait_for(body(child), LIMIT)
-        finally:
-            await child.stop(0.0)
-            assert child.gone
-            assert child.pids() == []
-            assert_reaped(child.pid)
-
-    return asyncio.run(run())
-
-
-def assert_reaped(pid: int) -> None:
-    with pytest.raises(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
-
-
-def told_to(words: str, **changes: Any) -> Job:
-    return replace(JOB, task=replace(TASK, words=words, **changes))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
-
-
-def ended(pid: int) -> bool:
-    return not processes.alive(pid)
+from .obedient import JOB, LIMIT, OBEDIENT, TASK, assert_reaped, descriptors, told_to, until, with_child
 
 
 def death(words: str, **options: Any) -> WorkerGoneError:
@@ -152,6 +105,18 @@ def test_the_process_is_of_its_own_session_and_holds_nothing_of_ours() -> None:
     with_child(body)
 
 
+def test_memory_is_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(child: WorkerChild) -> None:
+        monkeypatch.setattr(processes, "memory_bytes", lambda pid: 5)
+        assert child.memory_bytes() == 5
+        monkeypatch.setattr(processes, "memory_bytes", lambda pid: 7)
+        assert child.memory_bytes() == 5
+        child._weighed_at -= child_module.MEMORY_SECONDS
+        assert child.memory_bytes() == 7
+
+    with_child(body)
+
+
 # ------------------------------------------------------------------------------------------------------------- pause
 
 
@@ -177,16 +142,24 @@ def test_a_pause_comes_in_the_middle_of_a_job() -> None:
     with_child(body)
 
 
-def test_a_pause_counts_to_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_module, "PAUSED_POLL_SECONDS", 0.01)
-
+def test_a_pause_counts_to_no_limit() -> None:
     async def body(child: WorkerChild) -> None:
+        child._heard -= 1000
+        assert child._patience(1.0) < 0
         child.pause()
-        asking = asyncio.ensure_future(child.ask("hear(); reply(1)", limit=0.2))
-        await asyncio.sleep(0.5)
-        assert not asking.done()
+        assert child._patience(1.0) > 0
+        child._heard -= 1000
         child.go()
-        assert await asking == 1
+        assert 0 < child._patience(LIMIT) <= LIMIT
+
+    with_child(body)
+
+
+def test_what_is_sent_is_one_line() -> None:
+    async def body(child: WorkerChild) -> None:
+        text = "line\nline\u2028\x00é"
+        assert await child.ask("reply(request['text'])", text=text) == text
+        assert "\n" not in json.dumps(text)
 
     with_child(body)
 
@@ -238,22 +211,31 @@ def test_a_line_too_long_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "something else than an answer" in str(death("reply('x' * 100_000); time.sleep(100)"))
 
 
-def test_a_hanging_worker_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    words = f"print('thinking', flush=True); open({str(tmp_path / 'pid')!r}, 'w').write(str(start())); time.sleep(100)"
-    error = death(words, limit=1.0)
-    assert str(error) == "no word of the worker for 1 s; it was ended: thinking"
-    assert ended(int((tmp_path / "pid").read_text()))
+def test_a_hanging_worker_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "pid"
+    words = f"print('thinking', flush=True); open({str(told)!r}, 'w').write(str(start())); time.sleep(100)"
+    hanging = lambda child, limit: -1.0 if told.exists() and told.read_text() else 0.01  # noqa: E731
+    monkeypatch.setattr(WorkerChild, "_patience", hanging)
+    assert str(death(words, limit=7.0)) == "no word of the worker for 7 s; it was ended: thinking"
+    assert not processes.alive(int(told.read_text()))
 
 
 def test_a_worker_that_goes_on_telling_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_module, "SILENCE_LIMIT_SECONDS", 0.8)
-    monkeypatch.setattr(child_module, "SILENCE_LIMIT_CALLS", 1.0)
+    monkeypatch.setattr(child_module, "SILENCE_LIMIT_SECONDS", 0.4)
+    monkeypatch.setattr(child_module, "SILENCE_LIMIT_CALLS", 2.0)
 
     async def body(child: WorkerChild) -> None:
-        words = "[(time.sleep(0.2), tell(step=step)) for step in range(7)]; reply({'a': 1})"
-        assert await child.tune(told_to(words, call_seconds=0.0), lambda event: None) == {"a": 1}
+        left: list[float] = []
+
+        def on_event(event: dict[str, Any]) -> None:
+            left.append(child._patience(1000.0))
+            child._heard -= 900  # for so long it has said nothing more
+
+        words = "tell(); tell(); tell(); reply({'a': 1})"
+        assert await child.tune(told_to(words, call_seconds=500.0), on_event) == {"a": 1}
+        assert all(seconds > 900 for seconds in left)
         with pytest.raises(WorkerGoneError, match=r"no word of the worker for 1 s"):
-            await child.tune(told_to("time.sleep(100)", call_seconds=0.1), lambda event: None)
+            await child.tune(told_to("time.sleep(100)", call_seconds=0.3), lambda event: None)
 
     with_child(body)
 
@@ -308,138 +290,3 @@ def test_a_process_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WorkerGoneError, match=r"no worker can be started: .*No such file"):
         asyncio.run(WorkerChild.start(program=OBEDIENT))
     assert descriptors() == before
-
-
-# ----------------------------------------------------------------------------------------------------------- the end
-
-
-def test_a_worker_gets_time_to_end() -> None:
-    async def body(child: WorkerChild) -> None:
-        told = asyncio.Event()
-        words = "tell(); hear(); reply({'a': 1}); os._exit(0)"
-        tuning = asyncio.ensure_future(child.tune(told_to(words), lambda event: told.set()))
-        await told.wait()
-        await child.stop(LIMIT)
-        assert await tuning == {"a": 1}
-        with pytest.raises(WorkerGoneError, match="told to end"):
-            await child.ask("reply()")
-
-    with_child(body)
-
-
-@pytest.mark.parametrize("grace", [0.0, 0.2])
-def test_a_worker_that_takes_longer_is_ended(grace: float) -> None:
-    async def body(child: WorkerChild) -> None:
-        told = asyncio.Event()
-        tuning = asyncio.ensure_future(child.tune(told_to("tell(); time.sleep(100)"), lambda event: told.set()))
-        await told.wait()
-        await child.stop(grace)
-        with pytest.raises(
-            WorkerGoneError, match="the worker was ended" if not grace else "the worker was told to end"
-        ):
-            await tuning
-
-    with_child(body)
-
-
-def test_all_that_it_started_ends_with_it() -> None:
-    """Those in sessions of their own, too, and their children."""
-
-    async def body(child: WorkerChild) -> None:
-        sleep = "import time; time.sleep(100)"
-        inner = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleep!r}]); {sleep}"
-        started = await child.ask(f"reply(start({inner!r}, start_new_session=True))")
-        await until(lambda: len(child.pids()) == 3)
-        assert child.pids()[:2] == [child.pid, started]
-        assert child.memory_bytes() > processes.memory_bytes(child.pid) > 1 << 20
-        everyone = child.pids()
-        await child.stop(0.0)
-        assert all(map(ended, everyone))
-
-    with_child(body)
-
-
-def test_what_a_crashed_worker_leaves_is_ended() -> None:
-    async def body(child: WorkerChild) -> None:
-        started = await child.ask("reply(start(start_new_session=True))")
-        assert started in child.pids()
-        os.kill(child.pid, signal.SIGKILL)
-        await until(lambda: child.gone)
-        assert ended(started)
-
-    with_child(body)
-
-
-def test_another_process_of_the_same_number_is_left_alone() -> None:
-    async def body(child: WorkerChild) -> None:
-        child._seen[os.getpid()] = "1"  # as one that ended long ago
-        os.kill(child.pid, signal.SIGKILL)
-        await until(lambda: child.gone)
-
-    with_child(body)
-
-
-def test_a_cancelled_request_ends_it() -> None:
-    async def body(child: WorkerChild) -> None:
-        tuning = asyncio.ensure_future(child.tune(told_to("time.sleep(100)"), lambda event: None))
-        await asyncio.sleep(0.05)
-        tuning.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await tuning
-        await until(lambda: child.gone)
-
-    with_child(body)
-
-
-def test_a_loop_that_ends_leaves_nothing() -> None:
-    before = descriptors()
-
-    async def forgetful() -> int:
-        return (await WorkerChild.start(program=OBEDIENT)).pid
-
-    pid = asyncio.run(forgetful())
-    assert ended(pid)
-    assert_reaped(pid)
-    assert descriptors() == before
-
-
-def test_it_can_be_stopped_any_number_of_times() -> None:
-    async def body(child: WorkerChild) -> None:
-        await asyncio.gather(child.stop(0.0), child.stop(LIMIT), child.stop(0.0))
-        await child.stop(1.0)
-        child.pause()
-        child.go()
-        assert child.memory_bytes() == 0
-
-    with_child(body)
-
-
-@pytest.mark.parametrize("starts", [pytest.param(50, marks=pytest.mark.full), 4])
-def test_many_starts_leave_nothing(starts: int) -> None:
-    async def run() -> list[tuple[set[str], int]]:
-        found = []
-        for turn in range(starts):
-            child = await WorkerChild.start(program=OBEDIENT)
-            words = ["reply()", "os._exit(1)", "send('x')"][turn % 3]
-            with pytest.raises(WorkerGoneError) if turn % 3 else contextlib.nullcontext():
-                await child.ask(words)
-            await child.stop(LIMIT if turn % 2 else 0.0)
-            assert_reaped(child.pid)
-            found.append((descriptors(), threading.active_count()))
-        return found
-
-    first, *rest = asyncio.run(run())
-    assert all(one == first for one in rest)
-
-
-def descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
-
-
-def test_what_is_sent_is_one_line() -> None:
-    async def body(child: WorkerChild) -> None:
-        text = "line\nline\u2028\x00é"
-        assert await child.ask("reply(request['text'])", text=text) == text
-        assert "\n" not in json.dumps(text)
-
-    with_child(body)

@@ -21,6 +21,8 @@ from faops.daemon import worker as worker_module
 from faops.daemon.child import WorkerChild, WorkerError, WorkerGoneError
 from faops.daemon.jobs import Job, Task
 
+pytestmark = pytest.mark.full
+
 LIMIT = 120.0  # of a test, on a busy machine too
 REST_SECONDS = 0.3  # in which a process that is not paused would take some timings
 SHAPE = "b=1,sq=64,h=2,d=32,dtype=float32"
@@ -132,7 +134,6 @@ async def interrupt(shape: str, end: float | signal.Signals) -> None:
     assert kept() >= before + 4
 
 
-@pytest.mark.full
 def test_a_problem_is_gone_on_with_whatever_ended_the_worker() -> None:
     async def test() -> None:
         for end in (0.0, LIMIT, signal.SIGKILL):
@@ -152,7 +153,6 @@ def test_a_problem_is_gone_on_with_whatever_ended_the_worker() -> None:
     run(test)
 
 
-@pytest.mark.full
 def test_what_a_worker_knows() -> None:
     async def test() -> None:
         async with started() as child:
@@ -188,7 +188,6 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.full
 def test_no_orphan_goes_on_measuring() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT, FORWARD], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 import tempfile
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 ASK_SECONDS = 5.0  # from one question to the next: each costs a good part of a second of a core
 KILLED_SECONDS = 0.1
 LONGEST_ANSWER = 1 << 20  # bytes
+UNASKED = "npu-smi has not answered yet"
 
 
 class Question:
@@ -35,6 +37,11 @@ class Question:
         except OSError:
             self._output.close()
             raise
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
 
     def answer(self, now: float) -> str | None:
         """What it printed; None while it runs, and "" where it failed or was ended because it took too long."""
@@ -57,62 +64,102 @@ class Question:
         self._output.close()
 
 
-class Npu:
-    """The use of one NPU by others: of its cores while nothing of ours is on it, else who came to it meanwhile."""
+class Tool:
+    """npu-smi, asked now and then, for all NPUs together. ``untold`` says why there is no answer; "" if there is.
 
-    def __init__(
-        self, index: int, clock: Callable[[], float] = time.monotonic, alike: Callable[[], bool] = numbered_alike
-    ) -> None:
-        self.index, self._clock = index, clock
-        self._owners = Owners(alike, ASK_SECONDS + LIMIT_SECONDS)
+    ``mapping`` and ``table`` are the newest answers, and ``answers`` counts those of the table.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.untold = UNASKED
+        self.mapping = self.table = ""
+        self.answers = 0
+        self._clock = clock
         self._question: Question | None = None
         self._asked_at = -ASK_SECONDS
-        self._place: Place = ()
-        self._untold = "npu-smi has not answered yet"
-        self._load: float | None = None
-        self._holders: set[int] = set()
 
-    def read(self, own: Collection[int], config: Config) -> Reading:
-        """See :class:`~faops.daemon.gate.gate.Sensor`."""
+    @property
+    def pids(self) -> set[int]:
+        """The process that answers just now: one of ours which is on no NPU."""
+        return set() if self._question is None else {self._question.pid}
+
+    def look(self) -> None:
+        """Take the answer if it is there, and begin the next question if it is time to."""
         now = self._clock()
         self._listen(now)
-        self._owners.note(own, self._holders, now)
-        self._ask(now)
-        if self._untold:
-            return Reading(f"nobody tells how busy the NPU is: {self._untold}; or {REGARDLESS}")
-        return Reading(self._busy(config.busy_percent), self._figures())
-
-    def close(self) -> None:
-        """See :class:`~faops.daemon.gate.gate.Sensor`."""
-        if self._question is not None:
-            self._question.close()
-            self._question = None
-
-    def _ask(self, now: float) -> None:
-        """Begin the next question, if it is time to."""
         if self._question is not None or now - self._asked_at < ASK_SECONDS:
             return
         self._asked_at = now
         try:
-            self._question = Question(USE if self._place else MAPPING, now)
+            self._question = Question(USE if self.mapping else MAPPING, now)
         except OSError as error:
-            self._untold = f"{TOOL} cannot be started ({error.strerror or error})"
+            self.untold = f"{TOOL} cannot be started ({error.strerror or error})"
+
+    def close(self) -> None:
+        """End the question under way."""
+        if self._question is not None:
+            self._question.close()
+            self._question = None
 
     def _listen(self, now: float) -> None:
-        """Take the answer, if it is there."""
         question = self._question
         answer = None if question is None else question.answer(now)
         if question is None or answer is None:
             return
         self._question = None
-        if question.words == MAPPING:
-            self._place = chip(self.index, answer)
-            self._untold = "npu-smi has not answered yet" if self._place else f"npu-smi does not know NPU {self.index}"
-            self._asked_at -= ASK_SECONDS if self._place else 0.0  # the next question can follow at once
-            return
-        self._untold = "" if answer else "npu-smi failed"
-        self._load = loads(answer).get(self._place)
-        self._holders = {process for place, process, _ in processes(answer) if place == self._place}
+        self.untold = "" if answer else "npu-smi failed"
+        if answer and question.words == MAPPING:
+            self.mapping, self.untold = answer, UNASKED
+            self._asked_at = now - ASK_SECONDS  # the next question follows at once
+        elif answer:
+            self.table, self.answers = answer, self.answers + 1
+
+
+@functools.cache
+def shared() -> Tool:
+    """The one of this process."""
+    return Tool()
+
+
+class Npu:
+    """The use of one NPU by others: of its cores while nothing of ours is on it, else who came to it meanwhile."""
+
+    def __init__(
+        self,
+        index: int,
+        tool: Tool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        alike: Callable[[], bool] = numbered_alike,
+    ) -> None:
+        self.index, self._clock = index, clock
+        self._tool = tool or shared()
+        self._owners = Owners(alike, ASK_SECONDS + LIMIT_SECONDS)
+        self._answers = 0
+        self._place: Place = ()
+        self._load: float | None = None
+        self._holders: set[int] = set()
+
+    def read(self, own: Collection[int], config: Config) -> Reading:
+        """See :class:`~faops.daemon.gate.gate.Sensor`."""
+        self._tool.look()
+        untold = self._tool.untold or self._understood()
+        self._owners.note(set(own) - self._tool.pids, self._holders, self._clock())
+        if untold:
+            return Reading(f"nobody tells how busy the NPU is: {untold}; or {REGARDLESS}")
+        return Reading(self._busy(config.busy_percent), self._figures())
+
+    def close(self) -> None:
+        """See :class:`~faops.daemon.gate.gate.Sensor`."""
+        self._tool.close()
+
+    def _understood(self) -> str:
+        """Read the newest answer; why it tells nothing of this NPU, "" if it does."""
+        if self._answers != self._tool.answers:
+            self._answers = self._tool.answers
+            table, self._place = self._tool.table, chip(self.index, self._tool.mapping)
+            self._load = loads(table).get(self._place)
+            self._holders = {process for place, process, _ in processes(table) if place == self._place}
+        return "" if self._place else f"npu-smi does not know NPU {self.index}"
 
     def _busy(self, allowed: float) -> str:
         """Who uses it, in words; "" for nobody."""

@@ -44,7 +44,6 @@ class Owners:
         children, present = set(own) - {os.getpid()}, set(holders)
         self._ours = {pid: until for pid, until in self._ours.items() if until > now}
         self._keep(children, now)
-        self._alike = self._alike or not children.isdisjoint(present)
         self.unclear = set() if self._alike or not children else self._guess(present, now)
         self._worked_at = now if children else self._worked_at
         self._seen_at = now if self.unclear or not present.isdisjoint(self._ours) else self._seen_at

@@ -39,21 +39,23 @@ def machine(root: Path) -> tuple[int, int]:
     Raises OSError and ValueError.
     """
     with open(root / "stat", "rb") as file:
-        name, *words = file.readline().split()
+        line = file.readline()
+    name, *words = line.split() or [b""]
     if name != b"cpu" or len(words) <= STOLEN_FIELD:
-        raise ValueError(f"{root / 'stat'} begins with {name.decode(errors='replace')!r}")
+        raise ValueError(f"{root / 'stat'} begins with {line.decode(errors='replace').rstrip()!r}")
     return sum(int(words[field]) for field in BUSY_FIELDS), int(words[STOLEN_FIELD])
 
 
 def processes(pids: Iterable[int], root: Path) -> Processes:
     """Those of ``pids`` that are there."""
-    found = {pid: _process(root / str(pid) / "stat") for pid in pids}
+    found = {pid: _process(f"{root}/{pid}/stat") for pid in pids}
     return {pid: process for pid, process in found.items() if process is not None}
 
 
-def _process(path: Path) -> Process | None:
+def _process(path: str) -> Process | None:
     try:
-        content = path.read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            content = file.read()
         fields = content[content.rindex(b")") + 1 :].split()  # a name may hold brackets and spaces
         return Process(
             born=int(fields[BORN]),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from email.utils import formatdate
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,16 +17,19 @@ from faops.daemon.control import Control
 from faops.daemon.http import problems, token
 from faops.daemon.http.problems import ProblemError
 
+Header = tuple[bytes, bytes]
+
 READING = ("GET", "HEAD", "OPTIONS")
 STOP = "/v1/stop"
-SECURITY = {
-    "content-security-policy": (
-        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
+SECURITY = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'",
     ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-}
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
 ELSEWHERE = "other"  # in metrics: a path that there is not
 
 logger = log.get("http")
@@ -52,7 +55,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _complete(MutableHeaders(scope=message))
+                message = {**message, "headers": _complete(message["headers"])}
             await send(message)
 
         try:
@@ -86,11 +89,10 @@ class Guard:
             raise ProblemError(503, "the daemon is about to end")
 
 
-def _complete(headers: MutableHeaders) -> None:
-    for name, value in SECURITY.items():
-        headers[name] = value
-    headers.setdefault("cache-control", "no-store")
-    headers["date"] = formatdate(usegmt=True)
+def _complete(headers: Sequence[Header]) -> list[Header]:
+    """The headers of an answer with those that every answer has."""
+    kept = [] if any(name == b"cache-control" for name, _ in headers) else [(b"cache-control", b"no-store")]
+    return [*headers, *kept, *SECURITY, (b"date", formatdate(usegmt=True).encode())]
 
 
 def _defect() -> Response:

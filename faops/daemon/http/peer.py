@@ -26,7 +26,7 @@ from faops.daemon.http import problems
 
 HEAD_SECONDS = 10.0  # until the head of a request is there
 IDLE_SECONDS = 10  # between two requests of a connection
-WRITE_SECONDS = 30.0  # in which a client reads nothing of its answer
+WRITE_SECONDS = 30.0  # in which a client must read what of its answer is left, once that does not fit a buffer
 MOST_CONNECTIONS = 1024
 SPARE_DESCRIPTORS = 256  # for the queue, the children and the log
 FEWEST_CONNECTIONS = 64
@@ -181,11 +181,9 @@ class Connection(H11Protocol):
 
     def refuse(self, status: int, detail: str) -> None:
         """Write an answer without asking the application, as far as one may be written now."""
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            return
         answer = problems.response(status, detail, headers={"connection": "close"})
         head = h11.Response(status_code=status, headers=answer.raw_headers, reason=b"")
-        with contextlib.suppress(h11.LocalProtocolError):
+        with contextlib.suppress(h11.LocalProtocolError):  # another answer is under way
             for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
 

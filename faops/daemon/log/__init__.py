@@ -59,7 +59,7 @@ class Logger:
 
     def _log(self, level: int, event: str, message: str, fields: dict[str, Any]) -> None:
         if self._logger.isEnabledFor(level):
-            self._logger.log(level, "%s", message, extra={"event": event, "fields": fields})
+            self._logger.log(level, message, extra={"event": event, "fields": fields})
 
 
 def get(part: str) -> Logger:

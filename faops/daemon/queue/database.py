@@ -21,7 +21,6 @@ APPLICATION = 0x66616F70  # "faop", in the file's header
 SCHEMA = 1
 LONGEST_LOG = 4 * 2**20  # bytes that the write-ahead log keeps once it has been taken over
 BROKEN_SUFFIX = ".broken"
-_COMPANIONS = ("-wal", "-shm", "-journal")
 
 # Of jobs: `weight` is hits × call_seconds; a failed one waits for `delay` seconds from `since` on; `kills` counts the
 # ends of the daemon in a row in the middle of it; `turn` grows with every change of any job's state, so that it orders
@@ -224,10 +223,8 @@ def _pragma(connection: sqlite3.Connection, name: str) -> Any:
 
 
 def _move_aside(path: Path) -> Path:
-    """Rename a file and what SQLite has laid beside it; an older one under that name is replaced. Raises OSError."""
+    """Rename a file; an older one under that name is replaced. Its write-ahead log, if any, SQLite removes with the
+    next file. Raises OSError."""
     target = path.with_name(path.name + BROKEN_SUFFIX)
     os.replace(path, target)
-    for suffix in _COMPANIONS:
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(f"{path}{suffix}", f"{target}{suffix}")
     return target

@@ -199,7 +199,7 @@ class Queue:
             table.in_state(db, job_id, ("running",), "finished")
             found = {"result": text, "heat_map": table.storable(heat_map, None), "won": bool(result.get("kernel"))}
             told = table.storable(message)
-            table.move(db, job_id, "done", finished=self._clock(), kills=0, message=told, **found)
+            table.move(db, job_id, "done", finished=self._clock(), message=told, **found)
             totals.add(db, **totals.spent(result), **totals.gained(result))
             return table.one(db, job_id)
 
@@ -223,7 +223,7 @@ class Queue:
         """waiting, running or quarantined → cancelled. A miss does not bring it back; a submission does."""
         with self._database.transaction() as db:
             table.in_state(db, job_id, ("waiting", "running", "quarantined"), "cancelled")
-            table.move(db, job_id, "cancelled", finished=self._clock(), kills=0)
+            table.move(db, job_id, "cancelled", finished=self._clock())
             return table.one(db, job_id)
 
     def retry(self, job_id: int) -> Job:

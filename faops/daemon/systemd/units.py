@@ -144,14 +144,20 @@ def install(directory: Path | None = None, force: bool = False) -> list[UnitFile
 
 
 def uninstall(directory: Path | None = None, force: bool = False) -> list[Path]:
-    """Remove the units, and return which there were. Raises DaemonError as install() does."""
-    found = [unit for unit in look(directory) if unit.state != "missing"]
+    """Remove the units and the links by which they are enabled, and return what there was.
+
+    Raises DaemonError as install() does.
+    """
+    units = look(directory)
     if not force:
-        _refuse_edited([unit.path for unit in found if unit.state == "edited"])
+        _refuse_edited([unit.path for unit in units if unit.state == "edited"])
+    found = [unit.path for unit in units if unit.state != "missing"]
+    enabled = [folder / unit.path.name for unit in units for folder in sorted(unit.path.parent.glob("*.wants"))]
+    found += [link for link in enabled if link.is_symlink()]
     with _told("removed"):
-        for unit in found:
-            unit.path.unlink(missing_ok=True)
-    return [unit.path for unit in found]
+        for path in found:
+            path.unlink(missing_ok=True)
+    return found
 
 
 def quoted(text: str, dollars: bool = False) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
-from faops.autotune import tuner, workloads
+from faops.autotune import workloads
 from faops.autotune.workloads import Options
 from faops.daemon.worker.assessing import Json, problem_of, task_of
 from faops.daemon.worker.devices import Place, place_of
@@ -28,8 +28,7 @@ def expand(request: Json) -> Json:
     source = _source(request)
     place = _place(request.get("device"))
     options = cast(Options, {**checked(_options(request, source)), "device": place.profile})
-    workload = _READERS[source](request[source], options)
-    problems = tuner.distinct(workload.problems)
+    problems = _READERS[source](request[source], options).problems
     if len(problems) > MOST_TASKS:
         raise PlanError(f"{source}: got {len(problems)} problems, expected at most {MOST_TASKS} at once")
     tasks, refused = [], []

@@ -57,7 +57,7 @@ class Tuning:
             benches=self._benches_of(torch.device(asked.device), profile),
         )
         seconds = time.monotonic() - since - self._waited
-        if result.entry is not None and result.entry.path is not None:
+        if result.entry is not None:
             misses.settle(TuningCache(), profile.identity)
         return _told(result, profile, seconds)
 

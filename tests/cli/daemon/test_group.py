@@ -42,11 +42,10 @@ def test_every_example_can_be_understood(faops: Faops) -> None:
     assert examples >= 2 * len(group.commands)
 
 
-@pytest.mark.parametrize("arguments", [("status",), ("jobs",), ("logs",), ("submit", "--shape", "sq=1,h=1,d=8")])
+@pytest.mark.parametrize("arguments", [("status",), ("submit", "--shape", "sq=1,h=1,d=8")])
 def test_no_torch(arguments: tuple[str, ...]) -> None:
     """A process that asks the daemon, or finds none, answers at once: torch alone would take seconds to import."""
     daemon = FakeDaemon()
-    daemon.answers["GET /v1/jobs"] = {"jobs": [], "next": None}
     submission = {"id": 1, "state": "expanded", "message": "", "jobs": [], "created": None}
     daemon.answers["POST /v1/submissions"] = (202, submission)
     code = (

@@ -24,7 +24,7 @@ JOBS = [
 
 @pytest.fixture(autouse=True)
 def some_jobs(daemon: FakeDaemon) -> None:
-    """GET /v1/jobs gives those of the one state that is asked for, as many as are asked for."""
+    """GET /v1/jobs gives as many of the one state as are asked for; those that wait have no pages."""
     usual = daemon.answer
 
     def answer(method: str, target: str, body: object) -> tuple[int, Data]:
@@ -34,7 +34,8 @@ def some_jobs(daemon: FakeDaemon) -> None:
         query = parse_qs(parts.query)
         found = [one for one in JOBS if one["state"] in query["state"]]
         limit = int(query["limit"][0])
-        return 200, {"jobs": found[:limit], "next": None if len(found) <= limit else found[limit - 1]["id"]}
+        more = len(found) > limit and query["state"] != ["waiting"]
+        return 200, {"jobs": found[:limit], "next": found[limit - 1]["id"] if more else None}
 
     daemon.answer = answer  # type: ignore[method-assign]
 
@@ -63,6 +64,8 @@ def test_states_and_limits(faops: Faops) -> None:
     short = faops("daemon", "jobs", "--limit", "2").stdout
     assert list(rows(short)) == [7, 5, 6, 4, 1, 2, 8]
     assert short.splitlines()[-1] == "more than 2 are done; --state done --limit shows them"
+    shorter = faops("daemon", "jobs", "--limit", "1").stdout
+    assert "more than 1 are waiting; --state waiting --limit shows them\n" in shorter
     shown = document(faops("daemon", "jobs", "--limit", "2", "--json"))
     assert [one["id"] for one in shown["jobs"]] == [7, 5, 6, 4, 1, 2, 8] and shown["more"] == ["done"]
 

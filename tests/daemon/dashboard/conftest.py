@@ -22,7 +22,7 @@ from tests.daemon.dashboard.fake import Fake, serve
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--disable-component-update", "--disable-sync", "--in-process-gpu",
 )  # fmt: skip
 PATIENCE = 30_000  # milliseconds; a loaded machine is slow
 FAILED = "Failed to load resource"  # what a browser logs for each answer that is none of success
@@ -108,6 +108,7 @@ def browser() -> Iterator[Browser]:
 def shared(browser: Browser) -> Iterator[Opened]:
     with opened_in(browser) as opened:
         opened.page.goto("/")
+        assert not opened.watch.found
         yield opened
 
 

@@ -80,6 +80,7 @@ def test_the_page_works_with_the_daemon(served: Served, address: str, page: Page
     expect(page.get_by_role("dialog", name="Metrics")).to_contain_text("faops_queue_depth")
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("fresh")
 def test_without_its_token_the_daemon_tells_nothing(served: Served, address: str, page: Page, watch: Watch) -> None:
     watch.expected = FAILED

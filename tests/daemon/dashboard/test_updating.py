@@ -32,6 +32,7 @@ def test_lists_are_asked_for_when_counts_change(fake: Fake, page: Page) -> None:
     assert (fake.times("GET /v1/jobs"), fake.times("GET /v1/winners")) == (4, 2)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("fresh")
 def test_lists_are_asked_for_again_after_a_while(fake: Fake, page: Page) -> None:
     at_work(fake)
@@ -42,6 +43,7 @@ def test_lists_are_asked_for_again_after_a_while(fake: Fake, page: Page) -> None
     expect(page.locator("#queue tr").nth(1)).to_contain_text("7\u202f654")
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("fresh")
 def test_a_hidden_page_asks_seldom(fake: Fake, page: Page) -> None:
     page.add_init_script(HIDDEN)
@@ -126,10 +128,13 @@ def test_only_changes_of_state_are_announced(fake: Fake, page: Page) -> None:
         "window.told = []; new MutationObserver(() => told.push(announcer.textContent))"
         ".observe(announcer, {childList: true, characterData: true, subtree: true})"
     )
-    for words in ("timed one", "timed another"):
-        doing(fake, words)
+    for waiting, words in (
+        (2, "Tuning 1 of 3 problems on NVIDIA H200."),
+        (1, "Tuning 1 of 2 problems on NVIDIA H200."),
+    ):
+        fake.status["jobs"]["waiting"] = waiting
         look(page)
-        expect(page.locator("#running")).to_contain_text(words)
+        expect(page.locator("#state")).to_have_text(words)
     assert page.evaluate("told") == []
     fake.status = samples.status()
     look(page)

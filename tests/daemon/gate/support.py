@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from faops.daemon.config import Config
 from faops.daemon.gate.gate import IdleGate, Reading
+from faops.daemon.gate.nvidia import Nvidia
+
+from .fake_nvml import Pynvml
+
+WORKER, CHILD, OTHER, SERVER = 501, 502, 901, 902  # processes: ours and others
+OUTER, OUTER_NEXT = 70001, 70002  # what a driver outside the container calls ours
 
 
 class Clock:
@@ -52,3 +59,24 @@ class Bench:
         self.sensor.busy = busy
         state = self.gate.look({1, 2})
         return state.open, state.reason
+
+
+class Gpu:
+    """A watched GPU."""
+
+    def __init__(self, pynvml: Pynvml, alike: bool = True) -> None:
+        self.pynvml, self.clock = pynvml, Clock()
+        self.own = {os.getpid()}
+        self.config = Config()
+        self.sensor = Nvidia("GPU-1234", self.clock, lambda: alike)
+
+    def look(self, after: float = 1.0) -> Reading:
+        self.clock.pass_by(after)
+        return self.sensor.read(self.own, self.config)
+
+    def busy(self, after: float = 1.0) -> str:
+        return self.look(after).busy
+
+    def tune(self) -> None:
+        """A child of ours begins."""
+        self.own = {os.getpid(), WORKER, CHILD}

@@ -12,8 +12,8 @@ import pytest
 from faops.daemon.config import Config
 from faops.daemon.gate import npu
 from faops.daemon.gate.gate import Reading
-from faops.daemon.gate.npu import ASK_SECONDS, Npu
-from faops.npu_smi import VISIBLE
+from faops.daemon.gate.npu import ASK_SECONDS, Npu, Tool, shared
+from faops.npu_smi import USE, VISIBLE
 
 from .support import Clock
 
@@ -38,7 +38,8 @@ class Watched:
     def __init__(self, folder: Path) -> None:
         self.folder, self.clock = folder, Clock()
         self.own, self.config = {os.getpid()}, Config()
-        self.sensor = Npu(1, self.clock, lambda: True)
+        self.tool = Tool(self.clock)
+        self.sensor = Npu(1, self.tool, self.clock, lambda: True)
         (folder / "mapping").write_text(MAPPING)
         self.tell("0")
         self.program(f"[ $# = 2 ] && cat {folder}/mapping || cat {folder}/table")
@@ -62,7 +63,7 @@ class Watched:
         """What is said once the question that is due after some seconds is answered."""
         found = self.look(after)
         deadline = time.monotonic() + 30
-        while self.sensor._question is not None:
+        while self.tool._question is not None:
             assert time.monotonic() < deadline
             time.sleep(0.002)
             found = self.look()
@@ -82,10 +83,13 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched
 
 
 def test_until_it_has_answered_nothing_is_known(watched: Watched) -> None:
-    assert watched.look().busy == (
-        "nobody tells how busy the NPU is: npu-smi has not answered yet; "
-        "or daemon_idle_gate: 0 in faops.yaml tunes regardless"
-    )
+    unknown = "nobody tells how busy the NPU is: npu-smi has not answered yet; "
+    unknown += "or daemon_idle_gate: 0 in faops.yaml tunes regardless"
+    deadline = time.monotonic() + 30
+    while watched.tool._question is None or watched.tool._question.words != USE:
+        assert watched.look().busy == unknown
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
     assert watched.busy(0) == ""
 
 
@@ -153,7 +157,7 @@ def test_where_no_use_is_told_every_process_counts(watched: Watched) -> None:
 
 
 def test_in_a_container_one_is_taken_for_ours(watched: Watched) -> None:
-    watched.sensor = Npu(1, watched.clock, lambda: False)
+    watched.sensor = Npu(1, watched.tool, watched.clock, lambda: False)
     watched.busy()
     watched.own = {os.getpid(), CHILD}
     watched.tell("95", 70001)
@@ -170,10 +174,30 @@ def test_in_a_container_one_is_taken_for_ours(watched: Watched) -> None:
 
 
 def test_an_npu_that_it_does_not_know(watched: Watched) -> None:
-    watched.sensor = Npu(7, watched.clock, lambda: True)
+    watched.sensor = Npu(7, watched.tool, watched.clock, lambda: True)
     assert "npu-smi does not know NPU 7" in watched.busy()
     assert "npu-smi does not know NPU 7" in watched.busy()
+
+
+def test_all_npus_are_asked_about_together(watched: Watched) -> None:
+    watched.tell("37")
+    first = Npu(0, watched.tool, watched.clock, lambda: True)
+    assert watched.busy() == "other programs use 37 % of the NPU"
+    assert first.read(watched.own, watched.config).busy == "other programs use 99 % of the NPU"
     assert watched.calls() == 2
+    assert shared() is shared()
+
+
+def test_npu_smi_is_no_child_that_tunes(watched: Watched) -> None:
+    watched.busy()
+    watched.look(ASK_SECONDS)
+    question = watched.tool._question
+    assert question is not None
+    watched.own = {os.getpid(), question.pid}
+    watched.tell("95")
+    watched.look()
+    watched.own = {os.getpid()}
+    assert watched.busy() == "other programs use 95 % of the NPU"
 
 
 def test_one_that_fails_is_asked_again(watched: Watched) -> None:
@@ -182,6 +206,12 @@ def test_one_that_fails_is_asked_again(watched: Watched) -> None:
     assert "npu-smi failed" in watched.busy()
     (watched.folder / "kept").rename(watched.folder / "table")
     assert watched.busy() == ""
+
+
+def test_what_it_prints_before_it_fails_is_not_believed(watched: Watched) -> None:
+    watched.answered()
+    watched.program(f"cat {watched.folder}/table; exit 1")
+    assert "npu-smi failed" in watched.busy()
 
 
 def test_without_the_tool(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +227,7 @@ def test_one_that_hangs_is_ended(watched: Watched) -> None:
     watched.answered()
     watched.program("exec sleep 60")
     watched.look(ASK_SECONDS)
-    question = watched.sensor._question
+    question = watched.tool._question
     assert question is not None
     assert watched.look(npu.LIMIT_SECONDS - 0.1).busy == ""
     assert "npu-smi failed" in watched.look(0.2).busy
@@ -207,7 +237,7 @@ def test_one_that_hangs_is_ended(watched: Watched) -> None:
 def test_nothing_is_left_behind(watched: Watched) -> None:
     watched.program("exec sleep 60")
     watched.look()
-    question = watched.sensor._question
+    question = watched.tool._question
     assert question is not None
     watched.sensor.close()
     assert question._process.poll() == -9

@@ -8,55 +8,13 @@ import sys
 import pytest
 
 from faops.daemon.config import Config
-from faops.daemon.gate import owners
 from faops.daemon.gate.gate import Reading
 from faops.daemon.gate.nvidia import Nvidia
 
 from .fake_nvml import Pynvml
-from .support import Clock
+from .support import CHILD, OTHER, SERVER, Clock, Gpu
 
-WORKER, CHILD, OTHER, SERVER = 501, 502, 901, 902
-OUTER, OUTER_NEXT = 70001, 70002  # what a driver outside the container calls our processes
 REGARDLESS = "daemon_idle_gate: 0 in faops.yaml tunes regardless"
-
-
-class Gpu:
-    """A watched GPU."""
-
-    def __init__(self, pynvml: Pynvml, alike: bool = True) -> None:
-        self.pynvml, self.clock = pynvml, Clock()
-        self.own = {os.getpid()}
-        self.config = Config()
-        self.sensor = Nvidia("GPU-1234", self.clock, lambda: alike)
-
-    def look(self, after: float = 1.0) -> Reading:
-        self.clock.pass_by(after)
-        return self.sensor.read(self.own, self.config)
-
-    def busy(self, after: float = 1.0) -> str:
-        return self.look(after).busy
-
-    def tune(self) -> None:
-        """A child of ours begins."""
-        self.own = {os.getpid(), WORKER, CHILD}
-
-
-@pytest.fixture
-def pynvml(monkeypatch: pytest.MonkeyPatch) -> Pynvml:
-    module = Pynvml()
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-    return module
-
-
-@pytest.fixture
-def gpu(pynvml: Pynvml) -> Gpu:
-    return Gpu(pynvml)
-
-
-@pytest.fixture
-def contained(pynvml: Pynvml) -> Gpu:
-    """As seen from a container: our processes have other numbers there."""
-    return Gpu(pynvml, alike=False)
 
 
 # --- nothing of ours on it ------------------------------------------------------------------------------------------
@@ -110,8 +68,7 @@ def test_who_only_holds_memory_does_not_count(gpu: Gpu) -> None:
 
 def test_what_was_before_the_first_look_does_not_count(gpu: Gpu) -> None:
     gpu.pynvml.use(OTHER, 84)
-    gpu.pynvml.time = 10
-    gpu.sensor.read(gpu.own, gpu.config)
+    assert gpu.busy() == ""
     assert gpu.busy() == ""
 
 
@@ -249,101 +206,6 @@ def test_where_nothing_at_all_is_told(gpu: Gpu) -> None:
 def test_uuids_with_and_without_prefix(pynvml: Pynvml, name: str, uuid: str) -> None:
     pynvml.name = name
     assert Nvidia(uuid, Clock()).read((), Config()).busy == ""
-
-
-# --- in a container -------------------------------------------------------------------------------------------------
-
-
-def test_the_one_that_came_with_our_child_is_ours(contained: Gpu) -> None:
-    contained.pynvml.memory = {SERVER: 5}
-    contained.busy()
-    contained.tune()
-    assert contained.busy() == ""  # which has not begun to compute
-    contained.pynvml.memory = {SERVER: 5, OUTER: 1}
-    for _ in range(20):
-        contained.pynvml.use(OUTER, 97)
-        assert contained.busy(0.25) == ""
-    contained.pynvml.use(SERVER, 50)
-    assert contained.busy(0.25) == f"pid {SERVER} uses 50 % of the GPU"
-    contained.pynvml.memory[OTHER] = 1
-    contained.pynvml.use(OTHER, 51)
-    assert contained.busy(0.25) == f"pid {OTHER} uses 51 % of the GPU"
-
-
-def test_our_next_child_is_ours_too(contained: Gpu) -> None:
-    contained.busy()
-    contained.tune()
-    for ours in (OUTER, OUTER_NEXT):
-        contained.pynvml.memory = {ours: 1}
-        assert contained.busy() == ""
-        contained.pynvml.use(ours, 90)
-        assert contained.busy() == ""
-        contained.pynvml.memory = {}
-        assert contained.busy() == ""
-
-
-def test_who_came_later_is_not_ours(contained: Gpu) -> None:
-    contained.pynvml.fail("uses")
-    contained.busy()
-    contained.tune()
-    contained.pynvml.memory = {OUTER: 1}
-    assert contained.busy() == ""
-    contained.pynvml.memory = {OUTER: 1, OTHER: 1}
-    assert contained.busy() == f"pid {OTHER} came to the GPU"
-    contained.pynvml.memory = {OTHER: 1}
-    assert contained.busy() == f"pid {OTHER} came to the GPU"
-    assert contained.busy(5) == ""  # ours ended, which does not make the other one ours
-    contained.pynvml.utilisation = 70
-    assert contained.busy() == "other programs use 70 % of the GPU"
-    contained.pynvml.memory = {OTHER: 1, OUTER_NEXT: 1}
-    assert contained.busy() == ""
-
-
-def test_of_two_that_came_at_once_nobody_knows(contained: Gpu) -> None:
-    contained.busy()
-    contained.tune()
-    contained.pynvml.memory = {OUTER: 1, OTHER: 1}
-    contained.pynvml.use(OUTER, 50)
-    assert contained.busy() == (f"one of pid {OTHER}, {OUTER} is not ours, and in a container nobody tells which")
-    contained.own = {os.getpid()}
-    assert contained.busy(5) == ""
-
-
-def test_after_us_everybody_is_another(contained: Gpu) -> None:
-    contained.busy()
-    contained.tune()
-    contained.pynvml.memory = {OUTER: 1}
-    contained.busy()
-    contained.own = {os.getpid()}
-    contained.pynvml.use(OUTER, 90)
-    assert contained.busy() == ""
-    contained.busy(5)
-    contained.pynvml.use(OUTER, 90)
-    assert contained.busy() == f"pid {OUTER} uses 90 % of the GPU"
-
-
-def test_where_our_numbers_are_seen_they_are_the_driver_s(contained: Gpu) -> None:
-    contained.tune()
-    contained.pynvml.memory = {CHILD: 1, OTHER: 1}
-    assert contained.busy() == ""
-    contained.pynvml.use(CHILD, 90)
-    assert contained.busy() == ""
-    contained.pynvml.use(OTHER, 90)
-    assert contained.busy() == f"pid {OTHER} uses 90 % of the GPU"
-
-
-@pytest.mark.parametrize(("space", "alike"), [("pid:[4026531836]", True), ("pid:[4026532201]", False)])
-def test_whose_numbers_the_driver_tells(monkeypatch: pytest.MonkeyPatch, space: str, alike: bool) -> None:
-    monkeypatch.setattr("os.readlink", lambda path: space)
-    assert owners.numbered_alike() is alike
-
-
-def test_without_proc_numbers_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(path: str) -> str:
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr("os.readlink", missing)
-    assert not owners.numbered_alike()
 
 
 # --- a driver that cannot be asked ----------------------------------------------------------------------------------

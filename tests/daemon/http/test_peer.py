@@ -181,6 +181,18 @@ def test_a_head_that_drips_is_not_waited_for_longer(served: Served, impatient: N
     until(lambda: not served.listener._server.server_state.connections)
 
 
+def test_more_bytes_are_no_more_time(served: Served) -> None:
+    with served.connected() as connection:
+        connections = served.listener._server.server_state.connections
+        connection.sendall(HEAD)
+        until(lambda: bool(connections))
+        (taken,) = connections
+        timer = taken._head_timer
+        connection.sendall(b"X: 1\r\n")
+        until(lambda: b"X: 1" in taken.conn.trailing_data[0])
+        assert timer is taken._head_timer is not None
+
+
 def test_nor_is_the_next_one_of_a_connection(served: Served, impatient: None) -> None:
     with served.connected() as connection:
         connection.sendall(HEALTH)
@@ -355,8 +367,11 @@ def test_whatever_comes_the_daemon_goes_on(served: Served, lines: list[bytes], e
 
 def test_the_timers_of_a_connection_end_with_it(served: Served) -> None:
     """Or a closed connection would be kept in memory for as long."""
-    for _ in range(3):
-        served.sends(HEAD + b"Connection: close\r\n\r\n")
+    served.sends(HEAD + b"Connection: close\r\n\r\n")
+    for content in (b"", HEAD):
+        with served.connected() as connection:
+            connection.sendall(content)
+            until(lambda: bool(served.listener._server.server_state.connections))
     until(lambda: not served.listener._server.server_state.connections)
 
     async def timers() -> int:

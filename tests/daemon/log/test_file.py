@@ -60,6 +60,7 @@ def test_a_line_that_is_larger_than_a_file_is_written(path: Path) -> None:
     handler = handler_of(path, largest=4)
     write(handler, "aaaaaaaa", "bbbbbbbb")
     assert (path.read_text(), numbered(path, 1).read_text()) == ("bbbbbbbb\n", "aaaaaaaa\n")
+    assert not numbered(path, 2).exists(), "an empty file is not worth keeping"
 
 
 def test_an_existing_file_is_gone_on_with(path: Path) -> None:
@@ -161,6 +162,15 @@ def test_files_that_cannot_be_rotated_do_not_grow(path: Path) -> None:
     write(handler, "aaaa", "bbbb", "cccc")
     assert path.read_text() == "aaaa\nbbbb\n"
     assert handler.dropped == 1
+
+
+def test_a_descriptor_that_went_bad_costs_one_line(path: Path) -> None:
+    handler = handler_of(path, largest=100)
+    write(handler, "before")
+    assert handler._descriptor is not None
+    os.close(handler._descriptor)
+    write(handler, "lost", "after")
+    assert path.read_text() == "before\n1 lines could not be written\nafter\n"
 
 
 def test_closing_gives_the_descriptor_back(path: Path) -> None:

@@ -50,7 +50,7 @@ def time_zone(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(message=TEXT, name=TEXT, value=VALUES)
 def test_any_value_makes_one_line_of_ascii_json(message: str, name: str, value: Any) -> None:
     line = JsonFormatter().format(record(message, **{name: value}))
@@ -58,7 +58,7 @@ def test_any_value_makes_one_line_of_ascii_json(message: str, name: str, value: 
     assert json.loads(line)["message"] == message
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(message=TEXT, name=TEXT, value=VALUES)
 def test_any_line_is_rendered_as_printable_text(message: str, name: str, value: Any) -> None:
     made = record(message, **{name: value})
@@ -66,7 +66,7 @@ def test_any_line_is_rendered_as_printable_text(message: str, name: str, value: 
         assert all(line.isprintable() for line in text.split("\n"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.text(max_size=50) | VALUES.map(lambda value: json.dumps(plain(value))))
 def test_what_is_no_line_is_shown_as_it_is(text: str) -> None:
     shown = render(text)

@@ -77,12 +77,17 @@ def test_a_second_one_in_the_same_process_is_refused(path: Path) -> None:
     Queue(path).close()
 
 
+# Opening it twice must not give the lock away, which a process loses with the first descriptor that it closes.
 HOLD = """
 import sys
 from pathlib import Path
 from faops.daemon.queue import Queue
+from faops.errors import DaemonError
 with Queue(Path(sys.argv[1])):
-    print("held", flush=True)
+    try:
+        Queue(Path(sys.argv[1]))
+    except DaemonError:
+        print("held", flush=True)
     sys.stdin.readline()
 assert not {"torch", "numpy"} & set(sys.modules)
 """
@@ -148,6 +153,28 @@ def test_a_queue_with_garbage_in_the_middle_is_moved_aside(path: Path) -> None:
         file.write(b"\xff" * 4096)
     with Queue(path) as queue:
         assert queue.broken is not None and queue.jobs() == []
+
+
+def test_a_schema_that_is_no_text_is_moved_aside(path: Path) -> None:
+    """SQLite quotes it in its message."""
+    with_jobs(path)
+    content = path.read_bytes().replace(b"CREATE INDEX jobs_since", b"CREATE XXXXX jobs_since")
+    path.write_bytes(content.replace(b"jobs_since", b"\x80" * 10))
+    with Queue(path) as queue:
+        assert queue.broken is not None
+
+
+@pytest.mark.parametrize("size", [1000, 20_000])
+def test_what_lies_beside_a_broken_file_does_not_reach_the_new_one(path: Path, size: int) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"x" * size)
+    for suffix in ("-wal", "-shm", "-journal"):
+        Path(f"{path}{suffix}").write_bytes(b"y" * size)
+    with Queue(path) as queue:
+        assert queue.broken is not None
+        queue.submit({})
+    with Queue(path) as queue:
+        assert queue.broken is None and queue.next_submission() is not None
 
 
 def test_a_truncated_queue_is_moved_aside(path: Path) -> None:

@@ -62,12 +62,20 @@ def test_where_nobody_listens_nothing_happens(address: str, monkeypatch: pytest.
     assert not systemd.notify(READY=1)
 
 
-def test_a_manager_that_does_not_read_is_not_waited_for(manager: socket.socket) -> None:
-    sent = 0
+def test_a_manager_that_does_not_read_is_not_waited_for(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float | None] = []
+
+    class Socket(socket.socket):
+        def send(self, data: bytes) -> int:  # type: ignore[override]
+            waits.append(self.gettimeout())
+            return super().send(data)
+
+    monkeypatch.setattr(protocol.socket, "socket", Socket)
     while systemd.notify(WATCHDOG=1):
-        sent += 1
-        assert sent < 100_000
-    assert sent > 0
+        assert len(waits) < 100_000
+    assert len(waits) > 1 and set(waits) == {0.0}
 
 
 @pytest.mark.parametrize(

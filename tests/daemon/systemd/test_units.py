@@ -100,7 +100,7 @@ def test_the_service_gets_the_settings_of_the_shell(monkeypatch: pytest.MonkeyPa
     assert all(len(words) == 1 for words in told)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(words=st.lists(st.text(min_size=1, max_size=8) | st.text("$%\"\\ a'{}", min_size=1, max_size=8), min_size=1))
 def test_any_word_is_quoted_so_that_systemd_reads_it_back(words: list[str]) -> None:
     if all(word.isprintable() for word in words):
@@ -209,6 +209,19 @@ def test_uninstall_removes_what_is_there(directory: Path) -> None:
     (directory / "faops.socket").unlink()
     assert systemd.uninstall(directory) == [directory / "faops.service"]
     assert os.listdir(directory) == ["other.service"]
+
+
+def test_uninstall_removes_the_links_of_enabled_units(directory: Path) -> None:
+    systemd.install(directory)
+    links = [directory / "default.target.wants" / "faops.service", directory / "sockets.target.wants" / "faops.socket"]
+    other = directory / "default.target.wants" / "other.service"
+    for link in (*links, other):
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(directory / link.name)
+    (directory / "faops.socket").unlink()  # its link is left
+    assert systemd.uninstall(directory) == [directory / "faops.service", *links]
+    assert not any(os.path.lexists(link) for link in links)
+    assert other.is_symlink()
 
 
 def test_uninstall_removes_edited_ones_by_force(directory: Path) -> None:

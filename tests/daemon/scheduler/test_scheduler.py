@@ -3,61 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from faops.daemon import log, status
+from faops.daemon import status
 from faops.daemon.http.metrics import Metrics
 from faops.daemon.queue import Queue
 from faops.daemon.scheduler import Scheduler
 from faops.daemon.spool import Spool
 from faops.errors import DaemonError
 
-from .support import CONFIG, CPU, FakeGate, WorkerError, WorkerGoneError, Workplace, result, task, until
-
-Test = Callable[[Scheduler, Workplace, FakeGate], Coroutine[Any, Any, None]]
-
-
-@pytest.fixture
-def queue(tmp_path: Path) -> Any:
-    with Queue(tmp_path / "queue.sqlite", attempts=CONFIG.attempts) as queue:
-        yield queue
-
-
-@pytest.fixture
-def play(queue: Queue, tmp_path: Path) -> Callable[[Test, Workplace], None]:
-    """Runs a test beside a scheduler, which is stopped at its end."""
-
-    async def run(test: Test, workplace: Workplace) -> None:
-        gate = FakeGate()
-        spool = Spool(tmp_path / "cache")
-        async with working(queue, spool, workplace, gate) as scheduler:
-            await test(scheduler, workplace, gate)
-
-    return lambda test, workplace: asyncio.run(run(test, workplace))
-
-
-@contextlib.asynccontextmanager
-async def working(queue: Queue, spool: Spool, workplace: Workplace, gate: FakeGate) -> AsyncIterator[Scheduler]:
-    scheduler = Scheduler(queue, spool, CONFIG, Metrics(queue), workplace.launch, lambda device, config: gate)
-    running = asyncio.ensure_future(scheduler.run())
-    try:
-        await until(lambda: scheduler.lanes or running.done())
-        yield scheduler
-    finally:
-        await scheduler.stop()
-        await asyncio.wait_for(running, 10)
-        assert all(child.gone for child in workplace.children)  # none is left behind
-
-
-def add(queue: Queue, *keys: str, hits: int = 1) -> dict[str, int]:
-    """Jobs of misses; their ids by key."""
-    return {job.task.key: job.id for job in queue.missed([(task(key), hits) for key in keys])}
+from ..support import CONFIG, CPU, FakeGate, WorkerError, WorkerGoneError, Workplace, add, result, task, until, working
 
 
 def test_jobs_run_in_the_queue_s_order_and_are_done(play: Any, queue: Queue) -> None:
@@ -286,118 +245,61 @@ def test_devices_are_asked_for_again(queue: Queue, tmp_path: Path, monkeypatch: 
     asyncio.run(run())
 
 
-# --- what comes in ----------------------------------------------------------------------------------------------------
-
-
-def test_a_submission_becomes_jobs(play: Any, queue: Queue) -> None:
+def test_a_short_interruption_only_pauses(play: Any, queue: Queue) -> None:
+    """Within the time that a child is kept, it measures nothing, and then goes on."""
     workplace = Workplace()
-    workplace.answers["expand"] = lambda request: {
-        "tasks": [task("a").as_dict(), task("b").as_dict()], "refused": [["problem c", "too large"]],
-    }  # fmt: skip
+    workplace.measurements = 10_000
 
     async def test(scheduler: Scheduler, workplace: Workplace, gate: FakeGate) -> None:
-        submission = queue.submit({"model": "m"})
+        scheduler.configure(replace(CONFIG, yield_seconds=1000.0))
+        add(queue, "a")
         scheduler.wake()
-        await until(lambda: queue.counts()["done"] == 2)
-        found = queue.submission(submission.id)
-        assert found.state == "expanded" and len(found.jobs) == 2
-        assert "too large" in found.message
-
-    play(test, workplace)
-
-
-@pytest.mark.parametrize("error", [WorkerError("no model is called m"), WorkerGoneError("killed")])
-def test_a_submission_that_cannot_be_made_into_jobs_is_refused(play: Any, queue: Queue, error: DaemonError) -> None:
-    """One that crashes the child too: it would crash the next one as well."""
-    workplace = Workplace()
-    workplace.answers["expand"] = lambda request: error
-
-    async def test(scheduler: Scheduler, workplace: Workplace, gate: FakeGate) -> None:
-        submission = queue.submit({"model": "m"})
-        scheduler.wake()
-        await until(lambda: queue.submission(submission.id).state == "refused")
-        assert str(error) in queue.submission(submission.id).message
-        assert workplace.asked.count("expand") == 1
-
-    play(test, workplace)
-
-
-def spooled(root: Path, key: str, identity: str = "cpu_a") -> None:
-    """A file of a miss, as programs write them."""
-    from faops.autotune.cache.entry import file_name
-
-    directory = root / "tune" / "v1" / identity / "torch-1" / "misses"
-    directory.mkdir(parents=True, exist_ok=True)
-    content = {"schema": 1, "key": key, "problem": {"key": key}, "date": "2026-01-01", "faops_version": "0.1.0"}
-    (directory / file_name(key)).write_text(json.dumps(content))
-
-
-def assessed(misses: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a child says of misses: those of another device it refuses."""
-    return [
-        task(miss["problem"]["key"]).as_dict() if miss["identity"] == "cpu_a" else {"refused": "not of this machine"}
-        for miss in misses
-    ]
-
-
-def test_misses_become_jobs(play: Any, queue: Queue, tmp_path: Path) -> None:
-    workplace = Workplace()
-    workplace.answers["assess"] = lambda misses: assessed(misses)
-    for key in ("a", "b"):
-        spooled(tmp_path / "cache", key)
-    spooled(tmp_path / "cache", "c", identity="another")
-
-    async def test(scheduler: Scheduler, workplace: Workplace, gate: FakeGate) -> None:
-        await until(lambda: queue.counts()["done"] == 2)
-        assert sum(queue.counts().values()) == 2
-
-    play(test, workplace)
-
-
-def test_misses_wait_until_some_device_is_idle(play: Any, queue: Queue, tmp_path: Path) -> None:
-    workplace = Workplace()
-    workplace.answers["assess"] = lambda misses: assessed(misses)
-
-    async def test(scheduler: Scheduler, workplace: Workplace, gate: FakeGate) -> None:
+        await until(lambda: workplace.measured)
         gate.open = False
-        scheduler.wake()
-        await until(lambda: not scheduler.lanes[0].members[0].state.open)
-        spooled(tmp_path / "cache", "a")
-        await until(lambda: scheduler.intake.misses)
-        assert "assess" not in workplace.asked
+        await until(lambda: status.running_of(scheduler)[0].yielding)
+        await asyncio.sleep(0.05)  # what is being measured is finished
+        measured = len(workplace.measured)
+        await asyncio.sleep(0.2)
+        assert len(workplace.measured) == measured
+        assert status.state_of(scheduler) == "waiting" and queue.counts()["running"] == 1
         gate.open = True
-        await until(lambda: queue.counts()["done"] == 1)
+        await until(lambda: len(workplace.measured) > measured)
+        assert len(workplace.tuned) == 1
 
     play(test, workplace)
 
 
-def test_a_miss_that_crashes_its_child_is_found_and_left(
-    play: Any, queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("faops.daemon.intake.RETRY_SECONDS", 0.05)
+def test_work_that_comes_while_a_child_starts_is_not_disturbed(queue: Queue, tmp_path: Path) -> None:
+    workplace, gate = Workplace(), FakeGate()
+    launch = workplace.launch
 
-    def assess(misses: list[dict[str, Any]]) -> Any:
-        if any(miss["problem"]["key"] == "bad" for miss in misses):
-            return WorkerGoneError("killed by SIGSEGV")
-        return assessed(misses)
+    async def slowly() -> Any:
+        gate.open = not workplace.children  # the first was for the list of devices
+        return await launch()
 
-    workplace = Workplace()
-    workplace.answers["assess"] = assess
-    for key in ("a", "bad", "c"):
-        spooled(tmp_path / "cache", key)
+    workplace.launch = slowly  # type: ignore[method-assign]
+    add(queue, "a")
 
+    async def run() -> None:
+        async with working(queue, Spool(tmp_path), workplace, gate) as scheduler:
+            await until(lambda: len(workplace.children) == 2)
+            await asyncio.sleep(0.2)
+            assert workplace.tuned == []
+            assert queue.counts()["waiting"] == 1
+            assert status.devices_of(scheduler)[0]["gate"]["open"] is False
+
+    asyncio.run(run())
+
+
+def test_a_child_that_ended_between_two_jobs_is_replaced(play: Any, queue: Queue) -> None:
     async def test(scheduler: Scheduler, workplace: Workplace, gate: FakeGate) -> None:
+        add(queue, "a")
+        scheduler.wake()
+        await until(lambda: queue.counts()["done"] == 1)
+        workplace.children[-1].gone = True
+        add(queue, "b")
+        scheduler.wake()
         await until(lambda: queue.counts()["done"] == 2)
-        asked = workplace.asked.count("assess")
-        await asyncio.sleep(0.3)
-        assert workplace.asked.count("assess") == asked
+        assert len(workplace.children) == 3  # one more for the list of devices
 
-    play(test, workplace)
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks and polls come often, so that no test waits for a second."""
-    for name in ("lane.LOOK_SECONDS", "lane.TUNING_LOOK_SECONDS", "intake.POLL_SECONDS"):
-        monkeypatch.setattr(f"faops.daemon.{name}", 0.02)
-    log.setup(None)
+    play(test, Workplace())
