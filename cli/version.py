@@ -12,7 +12,7 @@ from .output import json_option, print_json, print_pairs
 # Distributions that faops uses where they are installed.
 OPTIONAL = (
     "numpy", "transformers", "accelerate", "gguf", "triton", "triton-ascend", "cupy-cuda12x", "cupy-cuda13x",
-    "torch-npu",
+    "torch-npu", "starlette", "uvicorn", "httpx", "prometheus-client",
 )  # fmt: skip
 
 

@@ -103,7 +103,7 @@ class Intake:
                 return
             self.queue.refuse(submission.id, str(error))
             self.metrics.failed("submission")
-            logger.error("submission_refused", str(error), submission=submission.id)
+            logger.warning("submission_refused", str(error), submission=submission.id)
             return
         tasks = [Task.from_dict(task) for task in found["tasks"]]
         refused = [(words, why) for words, why in found["refused"]]

@@ -29,15 +29,15 @@ def test_a_detached_process_is_nobodys_service(monkeypatch: pytest.MonkeyPatch) 
 
 def test_paths_hold_in_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("HOME", "/users/ada")
     for name, value in {
         "FAOPS_CACHE_DIR": "cache", "FAOPS_STATE_DIR": "/state", "FAOPS_RUNTIME_DIR": "",
         "FAOPS_CONFIG": "~/faops.yaml", "PYTHONPATH": "src:/lib", "LD_LIBRARY_PATH": "", "FAOPS_BACKEND": "torch",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     assert detached() == {
-        "HOME": "/home/ada", "FAOPS_CACHE_DIR": str(tmp_path / "cache"), "FAOPS_STATE_DIR": "/state",
-        "FAOPS_RUNTIME_DIR": "", "FAOPS_CONFIG": "/home/ada/faops.yaml", "PYTHONPATH": f"{tmp_path / 'src'}:/lib",
+        "HOME": "/users/ada", "FAOPS_CACHE_DIR": str(tmp_path / "cache"), "FAOPS_STATE_DIR": "/state",
+        "FAOPS_RUNTIME_DIR": "", "FAOPS_CONFIG": "/users/ada/faops.yaml", "PYTHONPATH": f"{tmp_path / 'src'}:/lib",
         "LD_LIBRARY_PATH": "", "FAOPS_BACKEND": "torch",
     }  # fmt: skip
 

@@ -190,7 +190,7 @@ async def serve_tcp(app: ASGIApp, host: str, port: int, doorman: Doorman, allow_
     """
     address = numeric(host)
     if not allow_remote and not ipaddress.ip_address(address).is_loopback:
-        raise ArgumentError("http", repr(f"{host}:{port}"), "an address of the loopback, unless others are allowed")
+        raise ArgumentError("http", repr(f"{host}:{port}"), "an address of the loopback; --allow-remote takes others")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
