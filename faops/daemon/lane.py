@@ -13,6 +13,7 @@ from faops.daemon import log
 from faops.daemon.child import WorkerChild, WorkerGoneError
 from faops.daemon.gate import Gate, GateState
 from faops.daemon.jobs import Job
+from faops.daemon.queue import TransitionError, UnknownError
 from faops.errors import DaemonError
 
 LOOK_SECONDS = 1.0  # between looks at a device while nothing is tuned on it
@@ -256,6 +257,10 @@ class Lane:
         while True:
             try:
                 change()
+                return
+            except (TransitionError, UnknownError) as error:  # a defect: trying again would not help
+                logger.exception("defect", "a defect of faops", error=error)
+                self.shop.metrics.failed("defect")
                 return
             except DaemonError as error:
                 logger.error("queue_not_written", str(error))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from faops.daemon.jobs import Task
+from faops.daemon.jobs import Job, State, Task
+from faops.daemon.queue import Queue
 
 START = 1.8e9  # seconds since the epoch
 YEAR = 365 * 86400.0
@@ -56,3 +57,30 @@ def result(**changes: Any) -> dict[str, Any]:
         "heat_map": "<table></table>",
     }
     return {**found, **changes}
+
+
+def miss(queue: Queue, key: str = "a", hits: int = 1, **changes: object) -> Job:
+    """The new job of a miss."""
+    [job] = queue.missed([(task(key, **changes), hits)])
+    return job
+
+
+def submit(queue: Queue, *tasks: Task, forced: bool = False) -> list[Job]:
+    return queue.expanded(queue.submit({"shapes": []}).id, tasks, forced=forced)
+
+
+def in_state(queue: Queue, state: State, key: str = "a") -> Job:
+    """A job of a miss that is brought into a state."""
+    job = miss(queue, key)
+    if state == "waiting":
+        return job
+    if state == "cancelled":
+        return queue.cancel(job.id)
+    queue.begin(job.id)
+    if state == "done":
+        return queue.finish(job.id, result())
+    if state == "quarantined":
+        attempts, queue.attempts = queue.attempts, 1
+        job = queue.fail(job.id, "it crashed")
+        queue.attempts = attempts
+    return queue.job(job.id)

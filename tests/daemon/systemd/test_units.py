@@ -121,7 +121,7 @@ def test_units_lie_where_systemd_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", "/configs")
     assert systemd.unit_directory() == Path("/configs/systemd/user")
     monkeypatch.delenv("XDG_CONFIG_HOME")
-    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("HOME", "/users/ada")
     assert systemd.unit_directory() == Path("/home/ada/.config/systemd/user")
 
 
