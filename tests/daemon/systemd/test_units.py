@@ -122,7 +122,7 @@ def test_units_lie_where_systemd_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert systemd.unit_directory() == Path("/configs/systemd/user")
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", "/users/ada")
-    assert systemd.unit_directory() == Path("/home/ada/.config/systemd/user")
+    assert systemd.unit_directory() == Path("/users/ada/.config/systemd/user")
 
 
 # ------------------------------------------------------------------------------------------------------------- on disk
