@@ -3,7 +3,7 @@
     python -m benchmarks.daemon
     python -m benchmarks.daemon --quick      less repetition; the result goes to build/benchmarks
 
-``miss``: from a program's first untuned call to a running program's first call by the winner, step by step.
+``miss``: from a program's untuned call until the running program would call the winner, step by step.
 ``memory``: what the daemon holds while idle, and what it and its children hold while they tune.
 ``latency``: requests of 200 clients at once on the daemon's socket.
 ``foreground``: a program that calls attention all the time, beside a daemon with jobs to do and its gate on, against
@@ -55,14 +55,17 @@ while True:
     print(start, time.monotonic() - start, flush=True)
 """
 
-# Runs one untuned problem and goes on, a call each half second; says the source of its plan.
+# Runs one untuned problem, then looks for its plan twice a second and says where that comes from.
 PROGRAM = """
 import time, torch, faops
+from faops import dispatch
+from faops.device import detect
+from faops.problem import parse_shape
 q = torch.randn(1, 384, 6, 64)
+faops.attention(q, q, q, causal=True, softcap=30.0)
+problem = parse_shape("b=1,sq=384,sk=384,h=6,d=64,causal=1,softcap=1,dtype=float32")
 while True:
-    plan = faops.explain(q, q, q, causal=True, softcap=30.0).chosen
-    faops.attention(q, q, q, causal=True, softcap=30.0)
-    print(time.time(), plan.source, flush=True)
+    print(time.time(), dispatch.plan(problem, detect("cpu")).source, flush=True)
     time.sleep(0.5)
 """
 
@@ -124,7 +127,7 @@ def program(text: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def miss(rounds: int, **settings: object) -> dict[str, Any]:
-    """Seconds of each step, from the first untuned call on; a fresh daemon and cache each round."""
+    """Seconds of each step, from the untuned call on; a fresh daemon and cache each round."""
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
         with daemon(**settings) as (client, _), program(PROGRAM) as running:

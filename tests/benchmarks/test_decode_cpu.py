@@ -32,6 +32,7 @@ def test_bytes_and_selection() -> None:
     assert not decode_cpu._parse(["--quick"]).complete
 
 
+@pytest.mark.full
 def test_one_run_from_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

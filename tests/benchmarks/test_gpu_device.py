@@ -264,6 +264,7 @@ def test_nan_is_no_agreement(cuda: FakeCuda) -> None:
     assert good == ["one"] and "differs by nan" in reasons["other"]
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("no_flex")
 def test_backward_race(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = Shape(32, 16, True, "float16")
@@ -289,6 +290,7 @@ def test_gradient_truth_is_what_autograd_says() -> None:
         assert torch.allclose(mine, other[-1, :, -1], atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("no_flex")
 def test_decode_race(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every page size gives what the dense cache gives, and the rates are those of the cache's bytes."""
@@ -339,6 +341,7 @@ def test_configs(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranked(data, 2) and all(one["teraflops"] >= 0 for one in data["configs"])
 
 
+@pytest.mark.full
 def test_configs_of_triton(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward, backward and decode: what is ranked is what the kernel offers."""
     shrink_decode(monkeypatch)

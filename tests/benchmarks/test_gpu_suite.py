@@ -44,6 +44,7 @@ def run_section(card: str = "", deadline: float = FOREVER, patience: float = 2.0
 # ---------------------------------------------------------------------------------------------- processes
 
 
+@pytest.mark.full
 def test_nothing_stops_the_rest() -> None:
     """A wrong, a crashing and a hanging item each cost one item."""
     shown: list[Outcome] = []
@@ -166,6 +167,7 @@ def test_sections_of_triton_need_no_nvrtc(monkeypatch: pytest.MonkeyPatch) -> No
     assert gpu_suite.unusable("a100", ["wrappers"]) == "no compiler"
 
 
+@pytest.mark.full
 def test_side_by_side() -> None:
     """Each process does its part, and one that is lost costs only its item."""
     shown: list[Outcome] = []

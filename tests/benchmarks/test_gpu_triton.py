@@ -194,6 +194,7 @@ def test_compiling_tells_registers() -> None:
     assert figures["registers"] > 32 and figures["shared_bytes"] > 2**14 and figures["threads"] >= 128
 
 
+@pytest.mark.full
 def test_interpreted_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some trials in a process of the suite, which sees to it that Triton interprets there."""
     monkeypatch.delenv("TRITON_INTERPRET")

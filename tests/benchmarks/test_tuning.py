@@ -25,6 +25,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(effort, "WARMUP_SECONDS", 0.0)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("short")
 def test_before_and_after() -> None:
     found = tuning.measure(PROBLEM, Effort(0.0, min_rounds=2, warmup_rounds=0))

@@ -182,6 +182,7 @@ def test_oldest_is_the_least(oldest: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert found is not None and found[:2] == versions.LEAST[:2]
 
 
+@pytest.mark.full
 def test_oldest_launches_and_compiles(oldest: str, request: pytest.FixtureRequest) -> None:
     if reason := driver_stub.missing():
         pytest.skip(f"NOT TESTED, no kernel was launched with the oldest Triton: {reason}")

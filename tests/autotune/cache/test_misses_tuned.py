@@ -126,6 +126,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.full
 def test_a_running_program_leaves_a_miss_and_takes_up_its_winner(cache: TuningCache) -> None:
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
     tune = [sys.executable, "-m", "faops_cli", "tune", "--from-misses", "--no-isolate", "--json"]
