@@ -230,8 +230,7 @@ def no_flex(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contenders, "flex", _no_flex)
 
 
-@pytest.mark.usefixtures("no_flex")
-def test_race(cuda: FakeCuda) -> None:
+def test_race(cuda: FakeCuda, no_flex: None) -> None:
     data = timing.race(SHAPE, quick=True)
     assert {"sm80", "sm75", "triton", "faops", "flash"} <= data["times"].keys()
     assert "not compiled here" in data["absent"]["flex"] and "flex" not in data["times"]
@@ -242,8 +241,7 @@ def test_race(cuda: FakeCuda) -> None:
         assert data["teraflops"][name] == pytest.approx(SHAPE.flops / figure["median"] / 1e12, abs=0.01)
 
 
-@pytest.mark.usefixtures("no_flex")
-def test_race_with_a_wrong_kernel(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_race_with_a_wrong_kernel(cuda: FakeCuda, no_flex: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not timed, and what the others took is kept."""
     monkeypatch.setattr(contenders, "launch", lambda kernel, operands: operands.out.fill_(0.5))
     with pytest.raises(WrongError, match="sm80: its result differs") as caught:
@@ -265,8 +263,7 @@ def test_nan_is_no_agreement(cuda: FakeCuda) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.usefixtures("no_flex")
-def test_backward_race(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backward_race(cuda: FakeCuda, no_flex: None, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = Shape(32, 16, True, "float16")
     shrink_attention(monkeypatch)
     data = triton_timing.backward(shape, quick=True)
@@ -291,8 +288,7 @@ def test_gradient_truth_is_what_autograd_says() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.usefixtures("no_flex")
-def test_decode_race(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_race(cuda: FakeCuda, no_flex: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every page size gives what the dense cache gives, and the rates are those of the cache's bytes."""
     shrink_decode(monkeypatch)
     monkeypatch.setenv("FAOPS_EMULATE", "a100")
