@@ -190,11 +190,11 @@ def test_all_npus_are_asked_about_together(watched: Watched) -> None:
 
 def test_npu_smi_is_no_child_that_tunes(watched: Watched) -> None:
     watched.busy()
+    watched.tell("95")
     watched.look(ASK_SECONDS)
     question = watched.tool._question
     assert question is not None
     watched.own = {os.getpid(), question.pid}
-    watched.tell("95")
     watched.look()
     watched.own = {os.getpid()}
     assert watched.busy() == "other programs use 95 % of the NPU"
